@@ -1,0 +1,1 @@
+"""Drivers for the cards a machine may have, and the registry that probes for them."""

@@ -1,0 +1,74 @@
+"""The network device: what every packet-moving thing in the guest looks like from above.
+
+The loopback, the virtio-net and netfront drivers are its instances. A device is told where received packets go
+(`receiver`), and offers `transmit`. Both carry batches: a call per packet would cost more than the packet.
+
+Counters are a `Counter`, name → number, with at least `rx_packets`, `rx_bytes`, `tx_packets`, `tx_bytes`; a drop's
+name says its reason (`rx_dropped_short`, `tx_dropped_ring_full`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from guest.net.pbuf import PacketBuffer
+
+Sink: TypeAlias = Callable[[Sequence[PacketBuffer]], None]
+
+IFF_UP = 0x1
+IFF_BROADCAST = 0x2
+IFF_LOOPBACK = 0x8
+IFF_RUNNING = 0x40
+IFF_PROMISC = 0x100
+IFF_MULTICAST = 0x1000
+
+FLAG_NAMES = {
+    IFF_UP: "UP",
+    IFF_BROADCAST: "BROADCAST",
+    IFF_LOOPBACK: "LOOPBACK",
+    IFF_RUNNING: "RUNNING",
+    IFF_PROMISC: "PROMISC",
+    IFF_MULTICAST: "MULTICAST",
+}
+
+
+class NetDevice:
+    """A device that moves whole Ethernet frames.
+
+    Attributes:
+        name: "eth0", "lo".
+        mac: 6 bytes.
+        mtu: bytes of the largest IP packet.
+        flags: IFF_* bits.
+        gso_max_size: bytes of the largest packet that the device takes when it segments itself; the MTU's frame when it
+            does not. `gso_max_segs`: how many segments that may become. `max_slots`: pieces of one packet.
+        receiver: where received packets go; None drops and counts them.
+    """
+
+    gso_max_size = 0
+    gso_max_segs = 1
+    max_slots = 18
+
+    def __init__(self, name: str, mac: bytes, mtu: int = 1500, flags: int = IFF_BROADCAST | IFF_MULTICAST) -> None:
+        self.name = name
+        self.mac = mac
+        self.mtu = mtu
+        self.flags = flags
+        self.receiver: Sink | None = None
+        self.counters: Counter[str] = Counter()
+        self.link_changed: Callable[[], None] | None = None  # told when `flags` changed by the device's doing
+
+    def transmit(self, packets: Sequence[PacketBuffer]) -> int:
+        """Send packets, first to last; how many were accepted. Those that were not are dropped and counted here."""
+        raise NotImplementedError
+
+    def deliver(self, packets: Sequence[PacketBuffer]) -> None:
+        """Hand received packets upwards."""
+        for packet in packets:
+            packet.device = self
+        if self.receiver is None:
+            self.counters["rx_dropped_no_receiver"] += len(packets)
+        else:
+            self.receiver(packets)

@@ -1,0 +1,1 @@
+"""The driver half of the rings, written apart from the machine's half."""

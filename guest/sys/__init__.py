@@ -1,0 +1,1 @@
+"""What runs programs: processes, mailboxes, the scheduler."""

@@ -1,0 +1,1 @@
+"""Virtio devices: transport registers, the device half of the queues, the network card."""
