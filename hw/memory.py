@@ -179,11 +179,12 @@ class GuestMemory:
     def fields(self, addr: int, length: int, fmt: Format, who: str) -> FieldView:
         """`length` bytes at `addr` as cells of format `fmt`, accessed by `who`.
 
-        Raises MemoryFault when they are not all RAM, ValueError when `addr` or `length` is not a multiple of the cell.
+        A cell is loaded and stored as one only where `addr` is a multiple of its size. Raises MemoryFault when the
+        bytes are not all RAM, ValueError when `length` is not a multiple of the cell.
         """
         size = _SIZES[fmt]
-        if addr % size or length % size:
-            raise ValueError(f"{length} bytes at {addr:#x} are not aligned cells of {size} bytes")
+        if length % size:
+            raise ValueError(f"{length} bytes at {addr:#x} are no whole cells of {size} bytes")
         view = self.span(addr, length).cast(fmt)
         if self._hook is None:
             return view

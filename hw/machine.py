@@ -1,0 +1,231 @@
+"""A board: RAM, bus, interrupt controller, network cards, and the socket that a guest is plugged into.
+
+Several machines may share one loop, and so one thread and one clock; they share nothing else.
+
+Sections: `MachinePlatform` (the door that the guest sees), `Machine`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TypedDict
+
+from hw.abi import virtio_net as net
+from hw.abi.virtio import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
+from hw.abi.virtio_ring import QUEUE_SIZE_MAX
+from hw.bus import Bus
+from hw.irq import InterruptController
+from hw.loop import Cpu, Loop
+from hw.memory import AccessHook, GuestMemory
+from hw.virtio.mmio import VirtioMmio
+from hw.virtio.net import VirtioNet
+from hw.wire.link import Link
+
+MIB = 1 << 20
+RAM_MAX = 3 << 30
+SLOT_BASE = 0xD000_0000  # above the largest RAM
+SLOT_SIZE = 0x1000
+SLOTS = 64
+FIRST_IRQ = 5
+
+# Options of a virtio card that switch a feature off or on.
+_SWITCHES = {
+    "mrg_rxbuf": net.VIRTIO_NET_F_MRG_RXBUF,
+    "status": net.VIRTIO_NET_F_STATUS,
+    "event_idx": VIRTIO_RING_F_EVENT_IDX,
+    "indirect_desc": VIRTIO_RING_F_INDIRECT_DESC,
+}
+_NUMBERS = ("rx_queue_size", "tx_queue_size", "queue_size", "mtu")
+_TRUTH = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
+
+Option = str | int | bool
+
+
+class MachinePlatform:
+    """The machine as its guest sees it (`guest.platform.Platform`)."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.memory = machine.memory.port("driver")
+        self.mmio = machine.bus
+        self.irq = machine.irq
+        self.rng = random.Random(f"{machine.seed}/{machine.name}/guest")
+        self.now: Callable[[], int] = machine.clock.now
+
+    @property
+    def cmdline(self) -> str:
+        """The kernel command line: one word for each device slot, then what the guest was given."""
+        return self._machine.full_cmdline
+
+    def wake(self) -> None:
+        """Give the guest a turn."""
+        machine = self._machine
+        if machine.cpu is not None:
+            machine.loop.kick_cpu(machine.cpu)
+
+
+class Machine:
+    """One board.
+
+    Args:
+        loop: the thread's loop, which has the clock.
+        name: for logs.
+        memory_size: bytes of RAM, whole pages, at most 3 GiB; it starts at guest-physical 0.
+        cmdline: the guest's command line, without the device announcements.
+        seed: with the name, decides MAC addresses and the guest's random numbers.
+
+    Raises ValueError for a size of RAM that cannot be.
+    """
+
+    def __init__(
+        self, loop: Loop, *, name: str = "machine", memory_size: int = 64 * MIB, cmdline: str = "", seed: int = 0
+    ) -> None:
+        if memory_size > RAM_MAX:
+            raise ValueError(f"{memory_size} bytes of RAM are more than the {RAM_MAX} that fit below the devices")
+        self.loop = loop
+        self.clock = loop.clock
+        self.name = name
+        self.seed = seed
+        self.cmdline = cmdline
+        self.memory = GuestMemory(memory_size)
+        self.bus = Bus()
+        self.irq = InterruptController(loop.call_soon)
+        self.nics: list[VirtioMmio] = []
+        self.cpu: Cpu | None = None
+        self.platform = MachinePlatform(self)
+
+    # -- cards -----------------------------------------------------------------------------------------------------
+
+    def add_virtio_net(
+        self, link: Link, *, mac: bytes | None = None, options: Mapping[str, Option] | None = None
+    ) -> VirtioMmio:
+        """Put a virtio network card into the next slot, plugged into `link`.
+
+        Args:
+            mac: 6 bytes; by default made from seed, name and slot.
+            options: `rx_queue_size` (256), `tx_queue_size` (128), `queue_size` (both), `mtu` (1500, or "off"),
+                `mrg_rxbuf`, `status`, `event_idx`, `indirect_desc` (on), `synchronous` (off: work inside the register
+                write).
+
+        Raises ValueError with one line for an option or value that cannot be, or when all slots are taken.
+        """
+        slot = len(self.nics)
+        if slot >= SLOTS:
+            raise ValueError(f"all {SLOTS} device slots are taken")
+        given = dict(options or {})
+        synchronous = _switch("synchronous", given.pop("synchronous", False))
+        if mac is None:
+            mac = b"\x02" + random.Random(f"{self.seed}/{self.name}/nic{slot}").randbytes(5)
+        device = VirtioNet(link, mac=mac, **_card_options(given))
+        transport = VirtioMmio(
+            device, self.memory, self.irq.line(FIRST_IRQ + slot), self.loop.call_soon, synchronous=synchronous
+        )
+        self.bus.map(SLOT_BASE + slot * SLOT_SIZE, SLOT_SIZE, transport)
+        self.nics.append(transport)
+        return transport
+
+    @property
+    def full_cmdline(self) -> str:
+        """What the guest's kernel is given: `virtio_mmio.device=<size>@<base>:<irq>` for each slot, then `cmdline`."""
+        words = [
+            f"virtio_mmio.device=4K@{SLOT_BASE + slot * SLOT_SIZE:#x}:{FIRST_IRQ + slot}"
+            for slot in range(len(self.nics))
+        ]
+        return " ".join([*words, self.cmdline]).strip()
+
+    # -- power -----------------------------------------------------------------------------------------------------
+
+    def power_on(self, cpu: Cpu) -> None:
+        """Plug `cpu` in and give it its first turn. Raises ValueError when there is one already."""
+        if self.cpu is not None:
+            raise ValueError(f"{self.name} is powered on already")
+        self.cpu = cpu
+        self.irq.cpu = self._interrupt
+        self.loop.add_cpu(cpu)
+
+    def _interrupt(self, line: int) -> None:
+        cpu = self.cpu
+        if cpu is None or cpu.halted:
+            self.irq.cpu = None  # nobody listens any more: a line that stays high must not keep the loop busy
+            return
+        cpu.interrupt(line)
+
+    def power_off(self) -> None:
+        """Reset the devices, which then drop what arrives, and unplug the wires."""
+        self.irq.cpu = None
+        for nic in self.nics:
+            nic.reset()
+            if isinstance(nic.device, VirtioNet):
+                nic.device.link.detach()
+
+    # -- looking in ------------------------------------------------------------------------------------------------
+
+    def set_hook(self, hook: AccessHook | None) -> None:
+        """Tell `hook` of every access to rings, payload, registers and interrupt lines; None stops that."""
+        self.memory.hook = hook
+        self.bus.hook = hook
+        self.irq.hook = hook
+
+    def counters(self) -> dict[str, Counter[str]]:
+        """The counters of the wires, cards, transports and the bus, by what they belong to."""
+        found: dict[str, Counter[str]] = {}
+        for slot, nic in enumerate(self.nics):
+            if isinstance(nic.device, VirtioNet):
+                found[f"wire {nic.device.link.name}"] = nic.device.link.counters
+            found[f"nic{slot} device"] = nic.device.counters
+            found[f"nic{slot} virtio-mmio"] = nic.counters
+        found["machine"] = Counter(interrupts=self.irq.delivered, bus_unmapped=self.bus.unmapped)
+        return found
+
+
+def _switch(name: str, value: Option) -> bool:
+    if isinstance(value, bool):
+        return value
+    found = _TRUTH.get(str(value).lower())
+    if found is None:
+        raise ValueError(f"{name}={value}: say on or off")
+    return found
+
+
+def _number(name: str, value: Option, low: int, high: int) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = -1
+    if not low <= number <= high:
+        raise ValueError(f"{name}={value}: a number from {low} to {high} is needed")
+    return number
+
+
+class CardOptions(TypedDict):
+    """Keyword arguments of `VirtioNet`."""
+
+    withhold: int
+    mtu: int | None
+    queue_sizes: tuple[int, int]
+
+
+def _card_options(given: Mapping[str, Option]) -> CardOptions:
+    """Keyword arguments of `VirtioNet` from the words that a user writes."""
+    withhold = 0
+    sizes = {"rx_queue_size": 256, "tx_queue_size": 128}
+    mtu: int | None = 1500
+    for name, value in given.items():
+        if name in _SWITCHES:
+            if not _switch(name, value):
+                withhold |= 1 << _SWITCHES[name]
+        elif name == "mtu":
+            off = str(value).lower() in ("off", "false")
+            mtu = None if off else _number(name, value, net.MTU_MIN, net.MTU_MAX)
+        elif name in _NUMBERS:
+            size = _number(name, value, 1, QUEUE_SIZE_MAX)
+            if size & (size - 1):
+                raise ValueError(f"{name}={value}: a queue size is a power of two")
+            for which in sizes if name == "queue_size" else (name,):
+                sizes[which] = size
+        else:
+            known = ", ".join(sorted([*_SWITCHES, *_NUMBERS, "synchronous"]))
+            raise ValueError(f"a virtio card has no option {name!r}; it has {known}")
+    return {"withhold": withhold, "mtu": mtu, "queue_sizes": (sizes["rx_queue_size"], sizes["tx_queue_size"])}
