@@ -95,7 +95,8 @@ FEATURE_REQUIRES: dict[int, tuple[tuple[int, ...], ...]] = {
     VIRTIO_NET_F_RSS_CONTEXT: ((VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_RSS),),
 }
 
-# Configuration space, §5.1.4.
+# Configuration space, §5.1.4, as far as the headers have it: `supported_tunnel_types` comes after it, for
+# HASH_TUNNEL only.
 VIRTIO_NET_CONFIG = Layout.of(
     "virtio_net_config",
     [

@@ -1,0 +1,10 @@
+from typing import Any
+
+from cffi import FFI
+
+class _Lib:
+    def vring_inet_sum(self, data: Any, length: int, /) -> int: ...
+    def vring_fence(self) -> None: ...
+
+ffi: FFI
+lib: _Lib

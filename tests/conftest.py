@@ -1,0 +1,41 @@
+"""For all tests: how hypothesis draws its examples, and that nothing is skipped where everything must run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# On CI the same examples every time, so that a red run is a change and not a draw; at home new ones, to find more.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("dev", deadline=None)
+
+
+def everything_required() -> bool:
+    """Whether a test that cannot run here counts as failed."""
+    return os.environ.get("CI") == "true" or os.environ.get("VRING_REQUIRE_ALL") == "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("ci" if everything_required() else "dev")
+
+
+def _skipped(config: pytest.Config) -> list[pytest.TestReport]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return list(reporter.stats.get("skipped", [])) if reporter is not None else []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    is_worker = hasattr(session.config, "workerinput")
+    if everything_required() and not is_worker and _skipped(session.config) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not everything_required():
+        return
+    for report in _skipped(config):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        terminalreporter.write_line(f"SKIPPED WHERE NOTHING MAY BE: {report.nodeid}: {reason}", red=True)

@@ -1,0 +1,293 @@
+"""The data sheet against the kernel's headers: a C program is compiled that says what they say, field by field.
+
+`hw.abi` writes every struct and constant down by hand. Here a C compiler is the witness: one generated program prints
+offset and size of each member of each layout, the value of each constant that the headers know, and where
+`vring_init` puts the areas of a queue of every legal size.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import hw.abi
+from hw.abi import virtio_mmio, virtio_net, virtio_ring
+from hw.abi.layout import Layout
+from tests.requirements import require_header, require_program
+
+HEADERS = {
+    "hw.abi.virtio": ["linux/virtio_config.h", "linux/virtio_ids.h", "linux/virtio_ring.h"],
+    "hw.abi.virtio_ring": ["linux/virtio_ring.h"],
+    "hw.abi.virtio_mmio": ["linux/virtio_mmio.h"],
+    "hw.abi.virtio_net": ["linux/virtio_net.h"],
+    "hw.abi.if_tun": ["linux/if_tun.h"],
+}
+
+# Modules that describe no header: how layouts are written down.
+NO_HEADER = {"hw.abi.layout"}
+
+# Constants that some header in use does not have, each with its value (None for those of our own that other tests
+# here compare) and the section it comes from. A newer header may know more of them; then it is compared as well.
+NOT_IN_EVERY_HEADER: dict[str, dict[str, tuple[int | None, str]]] = {
+    "hw.abi.virtio": {
+        "VIRTIO_F_IN_ORDER": (35, "virtio 1.4 §6"),
+        "VIRTIO_F_NOTIFICATION_DATA": (38, "virtio 1.4 §6"),
+        "VIRTIO_F_NOTIF_CONFIG_DATA": (39, "virtio 1.4 §6"),
+        "VIRTIO_F_ADMIN_VQ": (41, "virtio 1.4 §6"),
+        "VIRTIO_F_SUSPEND": (43, "virtio 1.4 §6"),
+        "VIRTIO_ID_NONE": (0, "virtio 1.4 §5, reserved"),
+    },
+    "hw.abi.virtio_ring": {
+        "QUEUE_SIZE_MAX": (32768, "virtio 1.4 §2.7, Queue Size"),
+        "DESC_SIZE": (None, "ours: the size of a layout, below"),
+        "USED_ELEM_SIZE": (None, "ours: the size of a layout, below"),
+        "RING_FLAGS": (None, "ours: compared below with offsetof"),
+        "RING_IDX": (None, "ours: compared below with offsetof"),
+        "RING_ENTRIES": (None, "ours: compared below with offsetof"),
+    },
+    "hw.abi.virtio_mmio": {
+        "VIRTIO_MMIO_QUEUE_RESET": (0x0C0, "virtio 1.4 §4.2.2, QueueReset"),
+        "MAGIC": (0x74726976, "virtio 1.4 §4.2.2, MagicValue"),
+        "VERSION": (2, "virtio 1.4 §4.2.2, Version"),
+    },
+    "hw.abi.virtio_net": {
+        "VIRTIO_NET_F_DEVICE_STATS": (50, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_HASH_TUNNEL": (51, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_VQ_NOTF_COAL": (52, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_GUEST_USO4": (54, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_GUEST_USO6": (55, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_HOST_USO": (56, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_GUEST_HDRLEN": (59, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_RSS_CONTEXT": (64, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO": (65, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO_CSUM": (66, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_HOST_UDP_TUNNEL_GSO": (67, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_HOST_UDP_TUNNEL_GSO_CSUM": (68, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_OUT_NET_HEADER": (69, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_F_IPSEC": (70, "virtio 1.4 §5.1.3"),
+        "VIRTIO_NET_HDR_GSO_UDP_L4": (5, "virtio 1.4 §5.1.9"),
+        "MTU_MIN": (68, "virtio 1.4 §5.1.4.1"),
+        "MTU_MAX": (65535, "virtio 1.4 §5.1.4.1"),
+        "RECEIVEQ1": (0, "virtio 1.4 §5.1.2"),
+        "TRANSMITQ1": (1, "virtio 1.4 §5.1.2"),
+        "NUM_BUFFERS_OFFSET": (None, "ours: compared below with offsetof"),
+    },
+    "hw.abi.if_tun": {
+        "TUN_F_USO4": (0x20, "Linux 6.2, linux/if_tun.h"),
+        "TUN_F_USO6": (0x40, "Linux 6.2, linux/if_tun.h"),
+    },
+}
+
+
+QUEUE_SIZES = [1 << power for power in range(16)]
+ALIGNMENTS = [virtio_ring.VRING_USED_ALIGN_SIZE, 64, 4096]
+
+
+def sheets() -> dict[str, ModuleType]:
+    """Every module of the data sheet, by its full name."""
+    names = [f"hw.abi.{module.name}" for module in pkgutil.iter_modules(hw.abi.__path__)]
+    return {name: importlib.import_module(name) for name in names if name not in NO_HEADER}
+
+
+def constants_of(module: ModuleType) -> dict[str, int]:
+    return {name: value for name, value in vars(module).items() if name.isupper() and type(value) is int}
+
+
+def layouts_of(module: ModuleType) -> list[Layout]:
+    return [value for value in vars(module).values() if isinstance(value, Layout)]
+
+
+def run_c(directory: Path, headers: Iterable[str], body: Iterable[str]) -> list[list[str]]:
+    """Compile and run a program whose main() has the statements `body`; its output as lists of words."""
+    require_program("gcc")
+    for header in headers:
+        require_header(header)
+    includes = ["stddef.h", "stdint.h", "stdio.h", "sys/ioctl.h", *headers]
+    source = "\n".join(
+        [*(f"#include <{header}>" for header in includes), "int main(void) {", *body, "return 0; }", ""],
+    )
+    (directory / "say.c").write_text(source)
+    built = subprocess.run(
+        ["gcc", "-o", "say", "say.c"], cwd=directory, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, f"the headers do not have what the data sheet names:\n{built.stderr}"
+    said = subprocess.run([directory / "say"], capture_output=True, text=True, check=True)
+    return [line.split() for line in said.stdout.splitlines()]
+
+
+def layouts_in_c(directory: Path, headers: Iterable[str], layouts: Iterable[Layout]) -> dict[str, dict[str, list[int]]]:
+    """For each struct its members as [offset, size], and under the empty name [0, size of the struct]."""
+    body = []
+    for layout in layouts:
+        struct = f"struct {layout.name}"
+        body.append(f'printf("{layout.name} . 0 %zu\\n", sizeof({struct}));')
+        for field in layout.fields:
+            body.append(
+                f'printf("{layout.name} {field} %zu %zu\\n",'
+                f" offsetof({struct}, {field}), sizeof((({struct} *)0)->{field}));"
+            )
+    found: dict[str, dict[str, list[int]]] = {}
+    for struct, field, offset, size in run_c(directory, headers, body):
+        found.setdefault(struct, {})[field] = [int(offset), int(size)]
+    return found
+
+
+def layouts_here(layouts: Iterable[Layout]) -> dict[str, dict[str, list[int]]]:
+    """The same of the data sheet."""
+    return {
+        layout.name: {".": [0, layout.size]}
+        | {name: [field.offset, field.size] for name, field in layout.fields.items()}
+        for layout in layouts
+    }
+
+
+def constants_in_c(directory: Path, headers: Iterable[str], names: Iterable[str]) -> dict[str, int]:
+    """The values of those of `names` that the headers define as macros."""
+    body = [
+        f'#ifdef {name}\nprintf("{name} %llu\\n", (unsigned long long)({name}));\n#endif' for name in names
+    ]
+    return {name: int(value) for name, value in run_c(directory, headers, body)}
+
+
+def test_every_sheet_has_its_headers_named() -> None:
+    assert set(sheets()) == set(HEADERS), "a module of hw.abi is compared with nothing"
+    assert set(NOT_IN_EVERY_HEADER) == set(HEADERS)
+
+
+@pytest.mark.parametrize("name", sorted(HEADERS))
+def test_constants_are_those_of_the_headers(name: str, tmp_path: Path) -> None:
+    ours = constants_of(sheets()[name])
+    assert ours, "the data sheet has no constant: it cannot be compared"
+
+    theirs = constants_in_c(tmp_path, HEADERS[name], ours)
+
+    assert {constant: ours[constant] for constant in theirs} == theirs
+    unknown = set(ours) - set(theirs)
+    explained = NOT_IN_EVERY_HEADER[name]
+    assert unknown - set(explained) == set(), "neither in the header nor explained here: a misspelt name?"
+    assert set(explained) - set(ours) == set(), "explained here, but no longer in the data sheet"
+    for constant, (value, section) in explained.items():
+        assert value in (None, ours[constant]), f"{constant}: {section}"
+
+
+@pytest.mark.parametrize("name", sorted(name for name, module in sheets().items() if layouts_of(module)))
+def test_layouts_are_those_of_the_headers(name: str, tmp_path: Path) -> None:
+    layouts = layouts_of(sheets()[name])
+
+    assert layouts_here(layouts) == layouts_in_c(tmp_path, HEADERS[name], layouts)
+
+
+def test_the_comparison_sees_a_wrong_layout(tmp_path: Path) -> None:
+    wrong = Layout.of("vring_desc", [("addr", "I"), ("len", "I"), ("flags", "H"), ("next", "H")])
+
+    theirs = layouts_in_c(tmp_path, ["linux/virtio_ring.h"], [wrong])
+
+    assert layouts_here([wrong]) != theirs
+    assert theirs["vring_desc"]["len"] == [8, 4]
+
+
+@pytest.mark.parametrize("align", ALIGNMENTS)
+def test_ring_areas_lie_where_vring_init_puts_them(align: int, tmp_path: Path) -> None:
+    sizes = ", ".join(map(str, QUEUE_SIZES))
+    theirs = run_c(
+        tmp_path,
+        ["linux/virtio_ring.h"],
+        [
+            "static char memory[1 << 21] __attribute__((aligned(4096)));",
+            f"static const unsigned sizes[] = {{{sizes}}};",
+            "for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {",
+            "  struct vring r;",
+            f"  vring_init(&r, sizes[i], memory, {align});",
+            "  char *avail = (char *)r.avail, *used = (char *)r.used;",
+            '  printf("%u %td %td %td %td %u\\n", sizes[i], avail - memory, used - memory,',
+            "    (char *)&vring_used_event(&r) - avail, (char *)&vring_avail_event(&r) - used,",
+            f"    vring_size(sizes[i], {align}));",
+            "}",
+        ],
+    )
+    assert len(theirs) == len(QUEUE_SIZES)
+
+    for line in theirs:
+        size, avail, used, used_event, avail_event, whole = map(int, line)
+        end_of_driver_area = avail + virtio_ring.driver_area_size(size)
+        assert virtio_ring.desc_area_size(size) == avail, f"queue size {size}"
+        assert -(-end_of_driver_area // align) * align == used, f"queue size {size}"
+        assert virtio_ring.used_event_offset(size) == used_event, f"queue size {size}"
+        assert virtio_ring.avail_event_offset(size) == avail_event, f"queue size {size}"
+        assert used + virtio_ring.device_area_size(size) == whole, f"queue size {size}"
+
+
+def test_the_largest_queue_is_the_largest_legal_one() -> None:
+    assert QUEUE_SIZES[-1] == virtio_ring.QUEUE_SIZE_MAX, "virtio 1.4 §2.7: a power of two, at most 32768"
+
+
+def test_sizes_are_those_of_the_layouts() -> None:
+    assert (virtio_ring.DESC_SIZE, virtio_ring.USED_ELEM_SIZE) == (16, 8), "virtio 1.4 §2.7.5, §2.7.8"
+
+
+def test_offsets_inside_a_ring_are_those_of_its_struct(tmp_path: Path) -> None:
+    body = [
+        f'printf("%zu %zu %zu\\n", offsetof({ring}, flags), offsetof({ring}, idx), offsetof({ring}, ring));'
+        for ring in ("struct vring_avail", "struct vring_used")
+    ]
+
+    ours = [virtio_ring.RING_FLAGS, virtio_ring.RING_IDX, virtio_ring.RING_ENTRIES]
+
+    assert [list(map(int, line)) for line in run_c(tmp_path, ["linux/virtio_ring.h"], body)] == [ours, ours]
+
+
+def test_packet_header_of_the_data_path_is_the_layout(tmp_path: Path) -> None:
+    ((with_hash, num_buffers),) = run_c(
+        tmp_path,
+        ["linux/virtio_net.h"],
+        [
+            'printf("%zu %zu\\n", sizeof(struct virtio_net_hdr_v1_hash),'
+            " offsetof(struct virtio_net_hdr_v1, num_buffers));"
+        ],
+    )
+
+    layout = virtio_net.VIRTIO_NET_HDR_V1
+    assert "<" + "".join(field.format for field in layout.fields.values()) == virtio_net.NET_HEADER.format
+    assert virtio_net.NET_HEADER.size == layout.size == virtio_net.header_length(0) == len(virtio_net.ZERO_HEADER)
+    assert virtio_net.header_length(1 << virtio_net.VIRTIO_NET_F_HASH_REPORT) == int(with_hash)
+    assert int(num_buffers) == virtio_net.NUM_BUFFERS_OFFSET
+
+
+@pytest.mark.parametrize(
+    ("bits", "length"),
+    [
+        # virtio 1.4 §5.1.9, struct virtio_net_hdr: each group of fields lies behind the one before it.
+        ([], 12),
+        ([virtio_net.VIRTIO_NET_F_MRG_RXBUF], 12),
+        ([virtio_net.VIRTIO_NET_F_HASH_REPORT], 20),
+        ([virtio_net.VIRTIO_NET_F_HOST_UDP_TUNNEL_GSO], 24),
+        ([virtio_net.VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO, virtio_net.VIRTIO_NET_F_HASH_REPORT], 24),
+        ([virtio_net.VIRTIO_NET_F_OUT_NET_HEADER], 32),
+        ([virtio_net.VIRTIO_NET_F_IPSEC, virtio_net.VIRTIO_NET_F_HASH_REPORT], 32),
+    ],
+)
+def test_header_grows_with_its_features(bits: list[int], length: int) -> None:
+    assert virtio_net.header_length(sum(1 << bit for bit in bits)) == length
+
+
+def test_register_names_are_one_for_one() -> None:
+    registers = {
+        value
+        for name, value in constants_of(virtio_mmio).items()
+        if name.startswith("VIRTIO_MMIO_") and not name.startswith("VIRTIO_MMIO_INT_")
+    }
+
+    assert set(virtio_mmio.REGISTER_NAMES) == registers
+    assert all(offset % 4 == 0 for offset in registers), "virtio 1.4 §4.2.2.2: registers are 32 bits wide, aligned"
+
+
+def test_a_feature_needs_only_features_that_have_names() -> None:
+    needed = {bit for ways in virtio_net.FEATURE_REQUIRES.values() for way in ways for bit in way}
+
+    assert needed | set(virtio_net.FEATURE_REQUIRES) <= set(virtio_net.FEATURE_NAMES)
