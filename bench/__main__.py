@@ -1,0 +1,69 @@
+"""`python -m bench`: measure everything, print a table, write bench/results/latest.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench import hub, ring, tap_ping
+from bench.harness import Figure, spread
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    """Parse the words, measure, report."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each contestant (default 5)")
+    parser.add_argument("--scale", type=float, default=1.0, help="work in a round; 0.1 for a quick look (default 1)")
+    words = parser.parse_args()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a table in a file is read, not scrolled
+    figures: list[Figure] = []
+    why = tap_ping.missing()
+    parts = [("ring", ring.measure), ("hub", hub.measure)] + ([] if why else [("ping over TAP", tap_ping.measure)])
+    for name, measure in parts:
+        with console.status(f"measuring: {name}"):
+            figures += measure(words.rounds, words.scale)
+    console.print(table(figures))
+    if why:
+        console.print(f"left out: ping over TAP ({why})")
+    RESULTS.mkdir(exist_ok=True)
+    where = RESULTS / "latest.json"
+    where.write_text(
+        json.dumps({"python": platform.python_version(), "figures": [figure.as_dict() for figure in figures]}, indent=1)
+    )
+    console.print(f"written: {where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where}")
+    return 0
+
+
+def table(figures: list[Figure]) -> Table:
+    """One row a figure: medians with their ranges, and the ratio."""
+    out = Table(title="vring beside its yardsticks: median \\[min..max] of interleaved rounds")
+    for column in ("figure", "unit"):
+        out.add_column(column)
+    for column in ("vring", "yardstick", "ratio"):
+        out.add_column(column, justify="right", no_wrap=True)
+    out.add_column("yardstick is")
+    for figure in figures:
+        out.add_row(
+            f"{figure.name}\n[dim]{figure.note}",
+            figure.unit,
+            escape(spread(figure.ours)),
+            escape(spread(figure.theirs)),
+            f"{figure.ratio:.2f}",
+            figure.yardstick,
+        )
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())
