@@ -1,0 +1,40 @@
+"""Options of programs, in the getopt style, and the errors that users make."""
+
+from __future__ import annotations
+
+import getopt
+
+
+class UsageError(Exception):
+    """The arguments are wrong; the text is one line."""
+
+
+def options(argv: list[str], letters: str) -> tuple[dict[str, str], list[str]]:
+    """Options (`-c` → its value, or "") and the other arguments, in any order; `letters` as getopt takes them.
+
+    Raises UsageError.
+    """
+    try:
+        pairs, rest = getopt.gnu_getopt([str(word) for word in argv], letters)
+    except getopt.GetoptError as error:
+        raise UsageError(str(error)) from None
+    return dict(pairs), rest
+
+
+def whole(option: str, text: str, low: int, high: int) -> int:
+    """A whole number from `low` to `high`. Raises UsageError."""
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else low - 1
+    if not low <= number <= high:
+        raise UsageError(f"{option} {text}: a number from {low} to {high} is needed")
+    return number
+
+
+def seconds(option: str, text: str) -> int:
+    """A number of seconds, 0 or more, as microseconds. Raises UsageError."""
+    try:
+        micros = round(float(text) * 1_000_000)
+    except (ValueError, OverflowError):
+        micros = -1
+    if micros < 0:
+        raise UsageError(f"{option} {text}: a number of seconds is needed")
+    return micros

@@ -1,0 +1,119 @@
+"""The boot, in two stages, as LING orders them; each step leaves a line in the log.
+
+Stage 1: memory, events, clock, drivers, the IP stack with its loopback, and last the front ends, eth0 and on until the
+first gap. After it front ends run and there is no network interface.
+Stage 2: the scheduler starts, and process 1, init, gets the command line (guest/init.py).
+
+The stages are two turns, with the machine's interrupts between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from guest.cmdline import CommandLineError, parse
+from guest.dma import PAGE, DmaPool
+from guest.drivers.loopback import Loopback
+from guest.drivers.registry import probe_devices, standard_grid
+from guest.fe import FrontEnd
+from guest.init import init
+from guest.net.address import format_address, format_mac
+from guest.net.interface import Interface
+from guest.net.pbuf import PacketBuffer
+from guest.net.stack import Stack
+from guest.ol import Outlets
+from guest.services import Services
+from guest.sys.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from guest.kernel import Guest
+
+EX_CONFIG = 2  # the command line is wrong, or asks for what is not there
+KERNEL_IMAGE = 1 << 20  # RAM below this is the kernel's own, as a loader would leave it
+
+
+def stage1(guest: Guest) -> None:
+    """From power-on to running front ends."""
+    platform = guest.platform
+    log = guest.log.write
+    memory = platform.memory
+    end = memory.base + memory.size
+    pool = DmaPool(memory, min(memory.base + KERNEL_IMAGE, end - PAGE), end)
+    log(f"stage 1: memory: {memory.size >> 10} KiB at {memory.base:#x}, {pool.size // PAGE} pages for DMA")
+    guest.services = services = Services.of(platform, pool, log)
+    log("stage 1: events: interrupts and deferred work")
+    log("stage 1: clock: timers run")
+    guest.grid = standard_grid()
+    guest.devices = probe_devices(services, guest.grid)
+    log(f"stage 1: drivers: {len(guest.devices)} network devices")
+    guest.stack = _stack_init(guest)
+    guest.scheduler = Scheduler(services.timers, platform.wake, log)
+    guest.outlets = Outlets(guest.fes, guest.scheduler, log)
+    log("stage 1: stack: lo is up")
+    for index, device in enumerate(guest.devices):
+        guest.fes.append(FrontEnd(index, device, log))
+        log(f"eth{index}: MAC {format_mac(device.mac)}, MTU {device.mtu}")
+    log(f"stage 1: front ends: {len(guest.fes)}")
+
+
+def _stack_init(guest: Guest) -> Stack:
+    """The stack, its loopback carried by the device `lo`, and its events told to the log."""
+    stack = Stack(now=guest.platform.now, rng=guest.platform.rng, log=guest.log.write)
+    guest.lo = lo = Loopback(guest.services)
+    guest.grid.add_link(lo)
+    lo.receiver = stack.loopback.input
+
+    def through_lo(packets: Sequence[PacketBuffer]) -> None:
+        lo.transmit(packets)
+
+    def tell(event: str, interface: Interface, detail: object) -> None:
+        if event == "conflict" and isinstance(detail, tuple):
+            detail = f"{format_address(detail[0])} is claimed by {format_mac(detail[1])}"
+        guest.log.write(f"{event}: {interface.name} {detail}")
+
+    stack.loopback.link.transmit = through_lo
+    stack.subscribe(tell)
+    return stack
+
+
+def stage2(guest: Guest) -> None:
+    """From running front ends to init."""
+    log = guest.log.write
+    words = guest.platform.cmdline
+    log("stage 2: scheduler")
+    log(f"stage 2: command line: {words}")
+    try:
+        options = parse(words)
+    except CommandLineError as error:
+        log(f"command line: {error}")
+        guest.halt(EX_CONFIG)
+        return
+    guest.init = process = guest.scheduler.spawn(lambda: init(guest, options), "init")
+    guest.scheduler.register("init", process)
+    log(f"stage 2: init is process {process.pid}")
+
+
+STAGES: tuple[Callable[[Guest], None], ...] = (stage1, stage2)
+
+
+def shut_down(guest: Guest) -> None:
+    """The boot backwards, after the processes have been unwound; what does not come back is named in `leaks`."""
+    leaks = guest.leaks
+    leaks += [f"{outlet} outlived its owner" for outlet in guest.outlets]
+    guest.outlets.close()
+    if guest.ni is not None:
+        guest.ni.close()
+    for fe in guest.fes:
+        fe.close()
+    for device in [*guest.devices, guest.lo]:
+        device.close()
+    pool = guest.services.dma
+    if pool.mapped_bytes:
+        leaks.append(f"{pool.mapped_bytes} bytes are still mapped for devices")
+    if pool.free_bytes != pool.size:
+        leaks.append(f"{pool.size - pool.free_bytes} bytes of DMA pages were not freed")
+    if len(guest.scheduler):
+        leaks.append(f"{len(guest.scheduler)} processes live on")
+    for leak in leaks:
+        guest.log.write(f"leak: {leak}")

@@ -1,0 +1,200 @@
+"""The guest's kernel: what the machine sees as its CPU, and what everything in the guest hangs off.
+
+    platform ── Guest ─┬─ services   timers, deferred work, interrupts, DMA pages
+                       ├─ devices    what the drivers found, in probe order
+                       ├─ fes        front ends eth0, eth1, …        ── ni, outlets
+                       ├─ stack      the IP stack, with the loopback
+                       └─ scheduler  init and the programs
+
+Promises:
+- There is no state outside the object: any number of guests live in one Python process.
+- The first turn is stage 1 of the boot, the second stage 2 (guest/boot.py); from then on a turn is: due timers,
+  deferred work, the stack's timers, and one slice for each ready process.
+- An exception in the kernel is a panic: it is logged, kept in `panic`, and halts this guest with status 70. None
+  reaches the machine.
+- `close` unwinds programs, outlets, the interface and the drivers, and names in `leaks` what did not come back.
+
+Only the thread in which the guest booted may use it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from guest import boot
+from guest.apps import programs
+from guest.apps.env import Env, Program
+from guest.drivers.loopback import Loopback
+from guest.drivers.registry import DriverGrid
+from guest.fe import FrontEnd
+from guest.log import BootLog, describe
+from guest.net.device import NetDevice
+from guest.net.stack import Stack
+from guest.ni import NetworkInterface
+from guest.ol import Outlets
+from guest.platform import Platform
+from guest.services import Services
+from guest.sys.scheduler import EX_SOFTWARE, Process, Scheduler
+
+
+class Guest:
+    """A guest that boots on `platform`; a `hw.loop.Cpu`.
+
+    Args:
+        platform: the machine.
+        name: for people.
+        console: told of every line of the log and of the programs' output; None for nobody.
+
+    Attributes:
+        stage: stages of the boot that are over: 0, 1 or 2.
+        booted: whether init is running.
+        halted, exit_status: set by `halt`.
+        log: the boot log and the programs' output.
+        programs: what `-s` and `spawn` find by name; more may be added.
+        services, grid, lo, stack, scheduler, outlets: made by stage 1, as are the following.
+        devices: the network devices that the drivers found.
+        fes: the front ends, by index.
+        ni: the network interface at FE/0, once `setup` has made it.
+        init: process 1.
+        panic: the exception that killed the kernel, if one did.
+        leaks: what `close` found not given back, one line each.
+    """
+
+    services: Services
+    grid: DriverGrid
+    lo: Loopback
+    stack: Stack
+    scheduler: Scheduler
+    outlets: Outlets
+
+    def __init__(
+        self, platform: Platform, *, name: str = "guest", console: Callable[[str], None] | None = None
+    ) -> None:
+        self.platform = platform
+        self.name = name
+        self.log = BootLog(platform.now, console)
+        self.programs: dict[str, Program] = programs()
+        self.devices: list[NetDevice] = []
+        self.fes: list[FrontEnd] = []
+        self.ni: NetworkInterface | None = None
+        self.init: Process | None = None
+        self.stage = 0
+        self.booted = False
+        self.halted = False
+        self.exit_status = 0
+        self.panic: Exception | None = None
+        self.leaks: list[str] = []
+        self._closed = False
+
+    # -- the machine's side --------------------------------------------------------------------------------------
+
+    def interrupt(self, line: int) -> None:
+        """An interrupt line is high."""
+        if self.halted or self.stage == 0:
+            self.platform.irq.mask(line)  # nobody will lower it
+            return
+        try:
+            self.services.irqs.dispatch(line)
+        except Exception as error:
+            self._panic(error)
+
+    def run(self) -> bool:
+        """Do what is due now; whether more is waiting."""
+        if self.halted:
+            return False
+        try:
+            if self.stage < 2:
+                boot.STAGES[self.stage](self)
+                self.stage += 1
+                return not self.halted
+            services = self.services
+            services.timers.run_due()
+            services.deferred.run()
+            due = self.stack.poll_at()
+            if due is not None and due <= self.platform.now():
+                self.stack.poll()
+            more = self.scheduler.run()
+        except Exception as error:
+            self._panic(error)
+            return False
+        return not self.halted and (more or len(services.deferred) > 0)
+
+    def next_deadline(self) -> int | None:
+        """When `run` has work again without being woken, or None."""
+        if self.halted or self.stage < 2:
+            return None
+        if self.scheduler.runnable or len(self.services.deferred):
+            return self.platform.now()
+        timer = self.services.timers.next_deadline()
+        stack = self.stack.poll_at()
+        if timer is None or stack is None:
+            return stack if timer is None else timer
+        return min(timer, stack)
+
+    # -- running programs ----------------------------------------------------------------------------------------
+
+    def spawn(self, program: Program | str, *args: Any) -> Process:
+        """Start `program`, a function `main(env, argv)` or a name in `programs`, with `args` as its argv.
+
+        Raises KeyError for an unknown name, RuntimeError before stage 2, after the guest has halted, and in any thread
+        but the guest's.
+        """
+        if self.stage < 1:
+            raise RuntimeError(f"{self.name} has not booted yet")
+        if isinstance(program, str):
+            name, main = program, self.programs[program]
+        else:
+            name, main = getattr(program, "__name__", "program"), program
+        env = Env(self)
+        process = self.scheduler.spawn(lambda: main(env, list(args)), name)
+        env.process = process
+        return process
+
+    def halt(self, status: int = 0) -> None:
+        """Stop for good; what runs now ends its slice. The first call's status counts."""
+        if self.halted:
+            return
+        self.halted = True
+        self.exit_status = status
+        self.log.write(f"halted with status {status}")
+        if self.stage >= 1:
+            self.scheduler.stop()
+
+    def counters(self) -> dict[str, Counter[str]]:
+        """What every layer counted, by layer, from the bottom up."""
+        layers: dict[str, Counter[str]] = {}
+        if self.stage == 0:
+            return layers
+        layers["irq"] = self.services.irqs.counters
+        for fe in self.fes:
+            layers[f"{fe.name} driver"] = fe.device.counters
+            layers[f"{fe.name} front end"] = fe.counters
+        layers["lo driver"] = self.lo.counters
+        layers.update(self.stack.counters)
+        for outlet in self.outlets:
+            layers[f"outlet {outlet.number}"] = outlet.counters
+        layers["scheduler"] = self.scheduler.counters
+        return layers
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Unwind everything; harmless when done before. Raises RuntimeError in another thread or inside a process."""
+        if self._closed:
+            return
+        if self.stage >= 1:
+            self.scheduler.close()
+        self._closed = True
+        self.halted = True
+        if self.stage >= 1:
+            boot.shut_down(self)
+        else:
+            for device in self.devices:  # stage 1 has failed half-way
+                device.close()
+
+    def _panic(self, error: Exception) -> None:
+        self.panic = error
+        self.log.write(f"panic: {describe(error)}")
+        self.halt(EX_SOFTWARE)

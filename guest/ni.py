@@ -1,0 +1,62 @@
+"""The network interface: joins front end 0 to an interface of the IP stack.
+
+Promises:
+- Only FE/0 carries one (`OnlyFrontEndZero`); a refused binding changes nothing.
+- Received frames go to the stack as they are, by reference; what the stack sends leaves through the front end as the
+  source "ni".
+- The device's link flag is the interface's carrier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from guest.fe import FrontEnd
+from guest.net.device import IFF_RUNNING
+from guest.net.interface import Interface
+from guest.net.pbuf import PacketBuffer
+from guest.net.stack import Stack
+
+
+class NetworkInterface:
+    """The NI at `fe`, an interface of `stack` with the front end's name, MAC and MTU.
+
+    Attributes:
+        fe: the front end.
+        interface: the stack's side.
+
+    Raises OnlyFrontEndZero and PointTaken.
+    """
+
+    def __init__(self, fe: FrontEnd, stack: Stack) -> None:
+        fe.bind_ni(self)
+        self.fe = fe
+        self.interface: Interface = stack.add_interface(fe.name, fe.mac, fe.mtu, self._output)
+        fe.link_changed = self._link_changed
+        self._link_changed()
+
+    @property
+    def name(self) -> str:
+        """The interface's name, eth0."""
+        return self.interface.name
+
+    @property
+    def flags(self) -> int:
+        """The interface's IFF_* bits."""
+        return self.interface.flags
+
+    def input(self, packets: Sequence[PacketBuffer]) -> None:
+        """The front end delivers received frames."""
+        self.interface.input(packets)
+
+    def _output(self, packets: Sequence[PacketBuffer]) -> None:
+        self.fe.transmit(packets, "ni")
+
+    def _link_changed(self) -> None:
+        self.interface.set_carrier(bool(self.fe.flags & IFF_RUNNING))
+
+    def close(self) -> None:
+        """Set the interface down and leave the front end."""
+        self.interface.set_down()
+        self.fe.link_changed = None
+        self.fe.unbind_ni(self)
