@@ -73,9 +73,11 @@ class Timers:
         if not heap:
             return False
         now = self.now()
-        fired = False
+        due: list[Timer] = []
         while heap and heap[0][0] <= now:
-            timer = heapq.heappop(heap)[2]
+            due.append(heapq.heappop(heap)[2])
+        fired = False
+        for timer in due:  # one that a callback sets for this very instant waits for the next call
             callback, timer.callback = timer.callback, None
             if callback is not None:
                 callback()
@@ -139,7 +141,7 @@ class IrqTable:
         """An interrupt arrived on `line`."""
         self.counters[f"irq{line}"] += 1
         handled = False
-        for handler in self._handlers.get(line, ()):
+        for handler in tuple(self._handlers.get(line, ())):  # a handler may release its line
             handled = handler() or handled
         if handled:
             self._unhandled[line] = 0

@@ -64,6 +64,13 @@ class NetDevice:
         """Send packets, first to last; how many were accepted. Those that were not are dropped and counted here."""
         raise NotImplementedError
 
+    def poll(self) -> bool:
+        """Deliver some of what has arrived without waiting for an interrupt; whether more is waiting."""
+        return False
+
+    def close(self) -> None:
+        """Stop, and give everything back; harmless when done before."""
+
     def deliver(self, packets: Sequence[PacketBuffer]) -> None:
         """Hand received packets upwards."""
         for packet in packets:

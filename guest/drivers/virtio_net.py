@@ -1,0 +1,471 @@
+"""The virtio-net driver: one network device behind virtio-mmio.
+
+    interrupt ── poll (deferred, 64 buffers a slice) ── ReceiveQueue ── deliver
+    transmit ── TransmitQueue ── doorbell
+
+Promises:
+- Whatever the device does, nothing raises out of an interrupt, a poll or `transmit`. A device that breaks the rules,
+  asks for a reset (DEVICE_NEEDS_RESET) or is gone is reset and brought up again after a pause that doubles each time;
+  after `RETRY_MAX` attempts that did not last it stays down, and the log says so.
+- Interrupts are off while a poll is due; the poll switches them on with a second look, so no wake-up is lost.
+- A **watchdog** looks every second, but only while sent packets are outstanding, so that an idle guest is never woken:
+  it takes back what was sent, and finds a lost interrupt or a device that is gone. `check()` is the same on demand.
+- `close()` gives back all memory; packets that are still lent keep theirs until they are gone.
+
+Read: virtio 1.4 §3.1.1 (initialisation), §5.1.4 (configuration), §5.1.5 (initialisation of the network device), §5.1.9
+(operation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from guest.dma import DmaError
+from guest.drivers.net_config import is_station, random_station, read_config
+from guest.drivers.net_rx import ReceiveQueue
+from guest.drivers.net_tx import CHAIN_MAX, ETHERNET_HEADER, VLAN_TAG, TransmitQueue
+from guest.drivers.virtio_mmio import DeviceGone, MmioSlot, MmioTransport, TransportError, find_devices
+from guest.net.device import IFF_RUNNING, NetDevice
+from guest.net.pbuf import PacketBuffer
+from guest.ring.split import SplitRing
+from guest.services import Services, Timer
+from hw.abi import virtio as virtio_abi
+from hw.abi import virtio_mmio as reg
+from hw.abi import virtio_net as abi
+
+DEVICE_IDS = (virtio_abi.VIRTIO_ID_NET,)
+
+REQUIRED = virtio_abi.features(virtio_abi.VIRTIO_F_VERSION_1)
+WANTED = REQUIRED | virtio_abi.features(
+    abi.VIRTIO_NET_F_MAC,
+    abi.VIRTIO_NET_F_STATUS,
+    abi.VIRTIO_NET_F_MTU,
+    abi.VIRTIO_NET_F_MRG_RXBUF,
+    virtio_abi.VIRTIO_RING_F_INDIRECT_DESC,
+    virtio_abi.VIRTIO_RING_F_EVENT_IDX,
+)
+
+RX_RING = 256
+TX_RING = 128
+BUDGET = 64  # used buffers of one poll
+RX_BUFFER = 2048
+RX_POOL_MAX = 8 << 20  # bytes; with buffers so large that a pool would be larger, fewer are posted
+
+SECOND = 1_000_000
+RETRY_MAX = 5
+RETRY_FIRST = 10_000  # microseconds before the first new attempt
+STABLE_AFTER = 10 * SECOND  # a device that worked this long starts again with a clean sheet
+IDLE_IRQ_MAX = 1000  # interrupts in a row that announced nothing
+
+
+class VirtioNetDriver(NetDevice):
+    """One virtio-net device. `start` brings it up; until then nothing is touched.
+
+    Args:
+        services: the kernel.
+        slot: where the device is.
+        wanted: features to take where they are offered; VERSION_1 always is.
+        rx_size, tx_size: entries of the queues, where the device allows as many.
+
+    Attributes:
+        features: what was negotiated.
+        rx, tx: the queues with their buffers.
+        failed: why the device is down, or None.
+    """
+
+    rx: ReceiveQueue
+    tx: TransmitQueue
+
+    def __init__(
+        self,
+        services: Services,
+        slot: MmioSlot,
+        *,
+        wanted: int = WANTED,
+        rx_size: int = RX_RING,
+        tx_size: int = TX_RING,
+    ) -> None:
+        super().__init__(f"virtio@{slot.base:x}", bytes(6))
+        self.max_slots = CHAIN_MAX
+        self.transport = MmioTransport(services.platform.mmio, slot)
+        self.features = 0
+        self.failed: str | None = None
+        self._services = services
+        self._slot = slot
+        self._wanted = wanted | REQUIRED
+        self._sizes = (rx_size, tx_size)
+        self._built = False  # rx and tx exist
+        self._live = False  # DRIVER_OK, and not failed
+        self._closed = False
+        self._listening = False
+        self._polling = False
+        self._random_mac: bytes | None = None
+        self._attempts = 0
+        self._live_since: int | None = None
+        self._idle_irqs = 0
+        self._retry: Timer | None = None
+        self._watchdog: Timer | None = None
+
+    # -- bringing up, §3.1.1 and §5.1.5 --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Reset the device and bring it up. Raises TransportError; the device is then left marked FAILED."""
+        try:
+            self._bring_up()
+        except (TransportError, DmaError) as error:
+            if not isinstance(error, DeviceGone):
+                for index in (abi.RECEIVEQ1, abi.TRANSMITQ1):
+                    self.transport.disable_queue(index)
+                self.transport.add_status(virtio_abi.VIRTIO_CONFIG_S_FAILED)
+            self._let_go()
+            if self._live_since is None:
+                self._free()
+            raise TransportError(str(error)) from error
+
+    def _bring_up(self) -> None:
+        transport, services = self.transport, self._services
+        self.features = transport.negotiate(self._wanted, REQUIRED, abi.FEATURE_REQUIRES)
+        config = transport.consistent(lambda: read_config(transport, self.features))
+        mtu = config.mtu
+        self._set_mac(config.mac)
+        if not self._built:
+            self.mtu = mtu
+            self.gso_max_size = mtu + ETHERNET_HEADER
+        elif mtu != self.mtu:
+            raise TransportError(f"the device's MTU was {self.mtu} and is {mtu} now; it may not change")  # §5.1.4.1
+        rx_ring = self._make_ring(abi.RECEIVEQ1, self._sizes[0] if self._built else self._rx_entries(), 0)
+        try:
+            tx_ring = self._make_ring(abi.TRANSMITQ1, self._sizes[1], CHAIN_MAX)
+        except (TransportError, DmaError):
+            rx_ring.close()
+            raise
+        if not self._built:
+            try:
+                self._build(rx_ring.size, tx_ring.size)
+            except DmaError:
+                rx_ring.close()
+                tx_ring.close()
+                raise
+        self.rx.open(rx_ring, self.features)
+        self.tx.open(tx_ring, self.features)
+        for ring in (rx_ring, tx_ring):
+            transport.enable_queue(ring.index, ring.size, ring.addresses)
+        rx_ring.publish()
+        rx_ring.enable_interrupts()
+        self._polling = False
+        if not self._listening:
+            self._listening = True
+            services.irqs.request(self._slot.irq, self._interrupt)
+        self._idle_irqs = 0
+        transport.add_status(virtio_abi.VIRTIO_CONFIG_S_DRIVER_OK)
+        self._live = True
+        self.failed = None
+        self._live_since = services.platform.now()
+        if rx_ring.kick_needed():
+            transport.notify(abi.RECEIVEQ1)
+        self._set_link(config.link_up)
+
+    def _set_mac(self, mac: bytes | None) -> None:
+        """Use `mac`, or a random address where the device has none that can be used (§5.1.4.2)."""
+        if mac is not None and not is_station(mac):
+            self.counters["mac_refused"] += 1
+            self._log(f"the address {mac.hex(':')} is not a station's; a random one is used")
+            mac = None
+        if mac is None:
+            if self._random_mac is None:
+                self._random_mac = random_station(self._services.platform.rng)
+            mac = self._random_mac
+        self.mac = mac
+
+    def _buffer_size(self) -> int:
+        """Bytes of a receive buffer: a whole frame when buffers are not merged (§5.1.9.3.1)."""
+        if self.features >> abi.VIRTIO_NET_F_MRG_RXBUF & 1:
+            return RX_BUFFER
+        need = abi.header_length(self.features) + ETHERNET_HEADER + VLAN_TAG + self.mtu
+        return max(RX_BUFFER, -(-need // 64) * 64)
+
+    def _rx_entries(self) -> int:
+        entries = self._sizes[0]
+        while entries > 1 and (entries + entries // 2) * self._buffer_size() > RX_POOL_MAX:
+            entries //= 2
+        return entries
+
+    def _make_ring(self, index: int, wanted: int, indirect: int) -> SplitRing[Any]:
+        size = self.transport.queue_size(index, wanted)
+        if self._built and size != wanted:
+            raise TransportError(f"queue {index} of the device had {wanted} entries and has at most {size} now")
+        return SplitRing(self._services.dma, index, size, self.features, indirect_entries=indirect)
+
+    def _build(self, rx_size: int, tx_size: int) -> None:
+        """Make the buffers, for the driver's life."""
+        dma, transport = self._services.dma, self.transport
+        rx = ReceiveQueue(dma, rx_size, self._buffer_size(), self.counters)
+        try:
+            self.tx = TransmitQueue(
+                dma, tx_size, self.mtu, self.counters, lambda: transport.notify(abi.TRANSMITQ1)
+            )
+        except DmaError:
+            rx.pool.close()
+            raise
+        self.rx = rx
+        self._sizes = (rx_size, tx_size)
+        self._built = True
+
+    # -- interrupts and polling ----------------------------------------------------------------------------------
+
+    def _interrupt(self) -> bool:
+        """The line is high; whether it was this device (§4.2.3.4)."""
+        counters = self.counters
+        try:
+            cause = self.transport.interrupt_status()
+            if not cause:
+                counters["irq_spurious"] += 1
+                return False
+            counters["irqs"] += 1
+            self.transport.acknowledge(cause)
+            if not self._live:
+                counters["irq_early"] += 1  # before DRIVER_OK nothing can be due
+                return True
+            if cause & reg.VIRTIO_MMIO_INT_CONFIG:
+                self._config_changed()
+        except TransportError as error:
+            self._fail(str(error))
+            return True
+        self._idle_irqs += 1
+        if self._idle_irqs > IDLE_IRQ_MAX:
+            self._fail(f"{IDLE_IRQ_MAX} interrupts in a row announced nothing")
+        elif cause & reg.VIRTIO_MMIO_INT_VRING and self._live:
+            self._schedule_poll()
+        return True
+
+    def _config_changed(self) -> None:
+        """Read again what can change: the link, and whether the device needs a reset (§2.1.2)."""
+        self.counters["config_changes"] += 1
+        if self.transport.status() & virtio_abi.VIRTIO_CONFIG_S_NEEDS_RESET:
+            self._fail("the device needs a reset")
+            return
+        if self.features >> abi.VIRTIO_NET_F_STATUS & 1:
+            offset = abi.VIRTIO_NET_CONFIG.offset("status")
+            status = self.transport.consistent(lambda: self.transport.config(offset, 2))
+            self._set_link(bool(status & abi.VIRTIO_NET_S_LINK_UP))
+
+    def _set_link(self, up: bool) -> None:
+        if up != bool(self.flags & IFF_RUNNING):
+            self.flags ^= IFF_RUNNING
+            self._idle_irqs = 0
+            self.counters["link_up" if up else "link_down"] += 1
+            if self.link_changed is not None:
+                self.link_changed()
+
+    def _schedule_poll(self) -> None:
+        if not self._polling:
+            self._polling = True
+            self.rx.ring.disable_interrupts()
+            self._services.deferred.add(self.poll)
+
+    def poll(self) -> bool:
+        """One slice of receiving; whether another is due."""
+        if not self._live:
+            self._polling = False
+            return False
+        rx, tx = self.rx, self.tx
+        packets, used = rx.collect(BUDGET)
+        rx.refill()
+        if rx.ring.publish() and rx.ring.kick_needed():
+            self.counters["rx_kicks"] += 1
+            self.transport.notify(abi.RECEIVEQ1)
+        if tx.reclaim() + used:
+            self._idle_irqs = 0
+        if packets:
+            self.deliver(packets)
+        if not self._sound():
+            self._polling = False
+            return False
+        if rx.incomplete:
+            return True
+        if rx.ring.enable_interrupts():
+            rx.ring.disable_interrupts()
+            return True
+        self._polling = False
+        return False
+
+    def check(self) -> None:
+        """Find what no interrupt announced: used buffers, a device that needs a reset or is gone."""
+        if not self._live:
+            return
+        try:
+            if self.transport.status() & virtio_abi.VIRTIO_CONFIG_S_NEEDS_RESET:
+                self._fail("the device needs a reset")
+                return
+        except DeviceGone as error:
+            self._fail(str(error))
+            return
+        self.tx.reclaim()
+        if self.rx.ring.pending() and not self._polling:
+            self.counters["irq_lost"] += 1
+            self._schedule_poll()
+        self._sound()
+
+    def _watch(self) -> None:
+        """The watchdog: once a second while sent packets are outstanding."""
+        self._watchdog = None
+        self.check()
+        if self._live and self.tx.ring.in_flight:
+            self._watchdog = self._services.timers.after(SECOND, self._watch)
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def transmit(self, packets: Sequence[PacketBuffer]) -> int:
+        if not self._live or not self.flags & IFF_RUNNING:
+            reason = "tx_dropped_link_down" if self._live else "tx_dropped_device_down"
+            self.counters[reason] += len(packets)
+            return 0
+        sent = self.tx.send(packets)
+        if self.tx.ring.broken is not None:
+            self._sound()
+        elif self._watchdog is None and self.tx.ring.in_flight:
+            self._watchdog = self._services.timers.after(SECOND, self._watch)
+        return sent
+
+    # -- trouble -------------------------------------------------------------------------------------------------
+
+    def _sound(self) -> bool:
+        """Whether the device works and both rings are believed; a broken one starts the repair."""
+        if self._live:
+            for ring in (self.rx.ring, self.tx.ring):
+                if ring.broken is not None:
+                    self.counters["ring_broken"] += 1
+                    self._fail(f"queue {ring.index}: {ring.broken}")
+                    break
+        return self._live
+
+    def _fail(self, reason: str) -> None:
+        """The device cannot be believed: take it down, and try again later, a bounded number of times."""
+        if not self._live:
+            return
+        self.failed = reason
+        self.counters["device_failed"] += 1
+        now = self._services.platform.now()
+        if self._live_since is not None and now - self._live_since >= STABLE_AFTER:
+            self._attempts = 0
+        try:
+            self.transport.reset()
+        except DeviceGone:
+            pass
+        except TransportError as error:
+            # It may still write to its buffers: they stay where they are, for ever.
+            self._live = False
+            self._stop_listening()
+            self._log(f"{reason}; {error}; given up")
+            self._set_link(False)
+            return
+        self._let_go()
+        self._plan_retry(reason)
+        self._set_link(False)
+
+    def _plan_retry(self, reason: str) -> None:
+        if self._attempts >= RETRY_MAX:
+            self._log(f"{reason}; given up after {RETRY_MAX} resets")
+            return
+        delay = RETRY_FIRST << self._attempts
+        self._attempts += 1
+        self._log(f"{reason}; reset {self._attempts} in {delay // 1000} ms")
+        self._retry = self._services.timers.after(delay, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.counters["device_resets"] += 1
+        try:
+            self.start()
+        except TransportError as error:
+            self.failed = str(error)
+            self._plan_retry(str(error))
+        else:
+            self._log("works again")
+
+    def _let_go(self) -> None:
+        """Stop using the device, which has been reset or never ran, and take all buffers back."""
+        self._live = False
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        self._stop_listening()
+        if self._built:
+            self.rx.detach()
+            self.tx.detach()
+
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._listening = False
+            self._services.irqs.release(self._slot.irq, self._interrupt)
+
+    def close(self) -> None:
+        """Reset the device and give everything back; harmless when done before."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        try:
+            self.transport.reset()
+        except DeviceGone:
+            pass
+        except TransportError as error:
+            self._live = False
+            self._stop_listening()
+            self._log(f"{error}; its memory is kept")
+            return
+        self._let_go()
+        self.flags &= ~IFF_RUNNING
+        self._free()
+
+    def _free(self) -> None:
+        """Give up the buffers; what is still lent comes back by itself."""
+        if self._built:
+            self._built = False
+            self.rx.pool.close()
+            self.tx.pool.close()
+
+    def _log(self, text: str) -> None:
+        self._services.log(f"{self.name}: {text}")
+
+    def snapshot(self) -> dict[str, object]:
+        """The device for views: `mmio` (base address), `rx_vq` and `tx_vq` (each ring's shadows), `mac_addr`, …"""
+        built = self._built
+        return {
+            "name": self.name,
+            "mmio": self._slot.base,
+            "irq": self._slot.irq,
+            "mac_addr": self.mac,
+            "mtu": self.mtu,
+            "features": self.features,
+            "rx_vq": self.rx.ring.snapshot() if built else None,
+            "tx_vq": self.tx.ring.snapshot() if built else None,
+            "rx_free_buffers": len(self.rx.pool.free) if built else 0,
+            "tx_free_buffers": len(self.tx.pool.free) if built else 0,
+            "failed": self.failed,
+        }
+
+
+def probe(services: Services) -> int:
+    """1 when the command line announces a network device that is there, else 0."""
+    return 1 if find_devices(services.platform, DEVICE_IDS, services.log) else 0
+
+
+def init(services: Services) -> list[NetDevice]:
+    """Bring up the network devices in the order of the command line, until the first that fails."""
+    devices: list[NetDevice] = []
+    for slot in find_devices(services.platform, DEVICE_IDS, _quiet):
+        driver = VirtioNetDriver(services, slot)
+        try:
+            driver.start()
+        except TransportError as error:
+            services.log(f"virtio-net: {error}")
+            break
+        devices.append(driver)
+    return devices
+
+
+def _quiet(_line: str) -> None:
+    """`probe` said already what is wrong with the command line."""
