@@ -1,0 +1,1 @@
+"""Software that is not ours, and how the tests make it meet our device or our driver."""
