@@ -28,6 +28,12 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 HEADROOM = 128
 SMALL_FRAME = 256  # shorter frames are always copied to the heap
 
+# To whom the link layer sent a packet; the numbers are those of `pkttype` in if_packet.h.
+CAST_HOST = 0
+CAST_BROADCAST = 1
+CAST_MULTICAST = 2
+CAST_OTHER_HOST = 3
+
 
 class PacketError(Exception):
     """An operation would leave the buffer; nothing was changed."""
@@ -74,7 +80,8 @@ class PacketBuffer:
     """
 
     __slots__ = (
-        "area", "data", "device", "end", "frags", "lease", "network", "offload", "protocol", "tail", "transport",
+        "area", "cast", "data", "device", "end", "frags", "lease", "network", "offload", "protocol", "tail",
+        "transport",
     )
 
     def __init__(
@@ -96,6 +103,7 @@ class PacketBuffer:
         self.offload: Offload | None = None
         self.device: object | None = None  # the interface that received it
         self.protocol = 0  # EtherType
+        self.cast = CAST_HOST
         self.network = 0  # offset in `area` of the network header, once known
         self.transport = 0  # offset in `area` of the transport header, once known
 
@@ -135,9 +143,9 @@ class PacketBuffer:
         return self.area[self.data : self.tail]
 
     def views(self) -> list[memoryview]:
-        """The packet's pieces in order; empty pieces are left out."""
+        """The packet's pieces in order; empty pieces are left out (a descriptor must not be empty)."""
         head = [self.area[self.data : self.tail]] if self.tail > self.data else []
-        return head + self.frags if self.frags else head
+        return head + [frag for frag in self.frags if len(frag)] if self.frags else head
 
     def tobytes(self) -> bytes:
         """A copy of the whole packet."""
@@ -193,7 +201,11 @@ class PacketBuffer:
         self.frags = kept
 
     def pullup(self, count: int) -> bool:
-        """Make at least the first `count` bytes linear, copying if need be; False when the packet is shorter."""
+        """Make at least the first `count` bytes linear, copying if need be; False when the packet is shorter.
+
+        Headers that were pulled stay before the data, as far as `HEADROOM` reaches, and `network` and `transport` go
+        on pointing at them.
+        """
         if count <= self.tail - self.data:
             return True
         if count > len(self):
@@ -202,7 +214,8 @@ class PacketBuffer:
         rest = count - (self.tail - self.data)
         area = bytearray(HEADROOM + count)
         linear = self.tail - self.data
-        area[HEADROOM : HEADROOM + linear] = self.area[self.data : self.tail]
+        back = min(self.data, HEADROOM)
+        area[HEADROOM - back : HEADROOM + linear] = self.area[self.data - back : self.tail]
         at = HEADROOM + linear
         frags = list(self.frags)
         while rest:
@@ -228,8 +241,10 @@ class PacketBuffer:
         return twin
 
     def copy(self, headroom: int = HEADROOM) -> PacketBuffer:
-        """A packet on the heap with the same content, all of it linear."""
+        """A packet on the heap with the same content, all of it linear. Pulled headers are kept as in `pullup`."""
         twin = PacketBuffer.allocate(len(self), headroom)
+        back = min(self.data, headroom)
+        twin.area[headroom - back : headroom] = self.area[self.data - back : self.data]
         at = twin.tail
         for view in self.views():
             twin.area[at : at + len(view)] = view
@@ -244,6 +259,7 @@ class PacketBuffer:
         twin.offload = self.offload
         twin.device = self.device
         twin.protocol = self.protocol
+        twin.cast = self.cast
         twin.network = self.network
         twin.transport = self.transport
 
@@ -255,7 +271,7 @@ class PacketBuffer:
 
 
 class PacketQueue:
-    """Packets in order, with O(1) work at both ends, and the bytes they hold."""
+    """Packets in order, with O(1) work at both ends, and the bytes they hold. A queued packet keeps its length."""
 
     __slots__ = ("_packets", "bytes")
 

@@ -1,0 +1,66 @@
+"""Each layer can be imported alone: a module of the stack imports only what lies below it, and runs without the rest.
+
+The fakes below and above each layer are in the layers' own tests; here is the order that makes them possible.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import guest.net
+
+ROOT = Path(guest.net.__file__).parent
+
+# From the bottom up; a module may import those before it.
+ORDER = [
+    "pbuf", "device", "config", "address", "checksum", "layer", "ethernet", "neighbour", "arp", "route", "family",
+    "ipv4", "ip", "icmp", "interface", "stack",
+]  # fmt: skip
+OUTSIDE = {"guest._native"}  # the optional C
+
+
+def imported(path: Path) -> set[str]:
+    """What the module imports when it runs; imports for type checkers alone do not count."""
+    names: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+        pending += ast.iter_child_nodes(node)
+    return names
+
+
+def test_the_order_names_every_module() -> None:
+    assert sorted(ORDER) == sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_c1_a_layer_imports_only_what_lies_below(module: str) -> None:
+    below = {f"guest.net.{name}" for name in ORDER[: ORDER.index(module)]}
+    ours = {name for name in imported(ROOT / f"{module}.py") if name.split(".")[0] in ("guest", "hw", "vring")}
+    assert ours <= below | OUTSIDE
+
+
+def test_c1_the_stack_touches_no_clock_thread_or_socket_of_the_host() -> None:
+    forbidden = {"time", "threading", "socket", "select", "os.path", "asyncio"}
+    assert {path.stem: imported(path) & forbidden for path in ROOT.glob("*.py")} == {
+        path.stem: set() for path in ROOT.glob("*.py")
+    }
+
+
+@pytest.mark.parametrize("module", ["ethernet", "neighbour", "ip"])
+def test_c1_a_layer_runs_without_those_above(module: str) -> None:
+    above = [f"guest.net.{name}" for name in ORDER[ORDER.index(module) + 1 :]]
+    script = f"import sys, guest.net.{module}; print([name for name in {above!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (result.stdout.strip(), result.stderr) == ("[]", "")
