@@ -29,7 +29,9 @@ class Bus:
         self.hook: AccessHook | None = None
 
     def map(self, base: int, size: int, device: MmioDevice) -> None:
-        """Put `device` at [base, base+size). Raises ValueError when another device is in the way."""
+        """Put `device` at [base, base+size). Raises ValueError when another device is in the way or `size` is 0."""
+        if base < 0 or size <= 0:
+            raise ValueError(f"{base:#x}+{size:#x} is not a window")
         for other, length, _ in self._windows:
             if base < other + length and other < base + size:
                 raise ValueError(f"the window {base:#x}+{size:#x} overlaps the one at {other:#x}")

@@ -69,11 +69,12 @@ class Clock:
         return heap[0][0] if heap else None
 
     def run_due(self) -> bool:
-        """Fire every timer that is due now; whether one fired."""
+        """Fire every timer that is due now; whether one fired. Those that are set meanwhile wait for the next call."""
         fired = False
         now = self.now()
         heap = self._heap
-        while heap and heap[0][0] <= now:
+        last = self._serial  # so that a timer that sets itself anew without delay ends the call
+        while heap and heap[0][0] <= now and heap[0][1] <= last:
             timer = heapq.heappop(heap)[2]
             callback, timer.callback = timer.callback, None
             if callback is not None:

@@ -45,9 +45,19 @@ class InterruptController:
         self._lines: dict[int, IrqLine] = {}
         self._masked: set[int] = set()
         self._scheduled = False
-        self.cpu: Callable[[int], None] | None = None
+        self._cpu: Callable[[int], None] | None = None
         self.delivered = 0
         self.hook: AccessHook | None = None
+
+    @property
+    def cpu(self) -> Callable[[int], None] | None:
+        """Whom to interrupt; called with the line's number. One that is plugged in late gets what is pending."""
+        return self._cpu
+
+    @cpu.setter
+    def cpu(self, cpu: Callable[[int], None] | None) -> None:
+        self._cpu = cpu
+        self._request_pending()
 
     def line(self, number: int) -> IrqLine:
         """The line `number`, made on first use."""
@@ -82,13 +92,16 @@ class InterruptController:
     def deliver(self) -> None:
         """Interrupt the CPU once for every line that is high and not masked, lowest number first."""
         self._scheduled = False
-        cpu = self.cpu
-        if cpu is None:
-            return
         for number in sorted(self._lines):
-            line = self._lines[number]
-            if line.level and number not in self._masked:
+            # Each time anew: a handler may lower or mask other lines, or unplug the CPU.
+            cpu = self._cpu
+            if cpu is not None and self._lines[number].level and number not in self._masked:
                 self.delivered += 1
                 cpu(number)
-        if any(line.level and number not in self._masked for number, line in self._lines.items()):
+        self._request_pending()
+
+    def _request_pending(self) -> None:
+        if self._cpu is not None and any(
+            line.level and number not in self._masked for number, line in self._lines.items()
+        ):
             self._request()

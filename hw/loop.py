@@ -81,29 +81,40 @@ class Loop:
     # -- host descriptors ----------------------------------------------------------------------------------------
 
     def set_reader(self, fd: int, callback: Callable[[], None] | None) -> None:
-        """Call `callback` while `fd` is readable; None stops that. Raises RuntimeError on the virtual clock."""
+        """Call `callback` while `fd` is readable; None stops that.
+
+        Raises RuntimeError on the virtual clock, OSError for a descriptor that cannot be waited for.
+        """
         self._watch(self._readers, fd, callback)
 
     def set_writer(self, fd: int, callback: Callable[[], None] | None) -> None:
-        """Call `callback` while `fd` is writable; None stops that. Raises RuntimeError on the virtual clock."""
+        """Call `callback` while `fd` is writable; None stops that. Raises as `set_reader` does."""
         self._watch(self._writers, fd, callback)
 
     def _watch(self, table: dict[int, Callable[[], None]], fd: int, callback: Callable[[], None] | None) -> None:
         if self.clock.virtual and callback is not None:
             raise RuntimeError("a host descriptor cannot be waited for on the virtual clock; use --clock real")
         known = fd in self._readers or fd in self._writers
-        if callback is None:
-            table.pop(fd, None)
-        else:
+        before = table.pop(fd, None)
+        if callback is not None:
             table[fd] = callback
         events = (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)
-        if not events:
-            if known:
-                self._epoll.unregister(fd)
-        elif known:
-            self._epoll.modify(fd, events)
-        else:
-            self._epoll.register(fd, events)
+        try:
+            if not events:
+                if known:
+                    self._epoll.unregister(fd)
+            elif known:
+                self._epoll.modify(fd, events)
+            else:
+                self._epoll.register(fd, events)
+        except OSError:
+            if callback is None:
+                return  # the owner closed it first, and with that nothing is watched any more
+            # Such as a plain file, which cannot be waited for: as if it had not been asked for.
+            del table[fd]
+            if before is not None:
+                table[fd] = before
+            raise
 
     def _poll(self, timeout: float) -> None:
         for fd, events in self._epoll.poll(timeout):
@@ -123,7 +134,10 @@ class Loop:
             os.eventfd_write(self._event, 1)
 
     def stop(self) -> None:
-        """Make `run` return after the current turn. Safe from signal handlers and other threads."""
+        """Make `run` return after the current turn, or the next `run` at once when none is under way.
+
+        Safe from signal handlers and other threads.
+        """
         self._stopped = True
         self.wake()
 
@@ -149,12 +163,18 @@ class Loop:
 
     def run(self, until: Callable[[], bool] | None = None, deadline: int | None = None) -> bool:
         """Take turns until `until()` is true, `deadline` is reached or `stop()` is called; on the virtual clock also
-        when nothing can ever happen again.
+        when nothing can ever happen again. What is due at `deadline` itself waits for the next run.
 
         Returns whether `until()` was true at the end.
         """
+        try:
+            return self._run(until, deadline)
+        finally:
+            # Only now, so that a signal that came before the first turn is not lost.
+            self._stopped = False
+
+    def _run(self, until: Callable[[], bool] | None, deadline: int | None) -> bool:
         clock = self.clock
-        self._stopped = False
         while True:
             if until is not None and until():
                 return True

@@ -328,6 +328,26 @@ def test_an_unplugged_card_drops_what_arrives() -> None:
     assert bench.device.counters["rx_dropped_link_down"] == 1
 
 
+def test_the_link_state_follows_the_wires_carrier() -> None:
+    bench = Bench()
+    bench.wire.set_carrier(False)
+    assert bench.device.config()[6:8] == b"\0\0"
+    bench.driver.settle()
+    assert bench.driver.interrupts == 1  # a configuration change notification
+    bench.wire.set_carrier(True)
+    assert bench.device.config()[6:8] == b"\1\0"
+
+
+def test_a_reset_lets_a_wire_go_that_waits_for_buffers() -> None:
+    bench = Bench()
+    assert isinstance(bench.wire, Catcher)
+    assert bench.device.receive([(None, [FRAME])]) == 0
+    bench.driver.status = 0
+    assert bench.wire.resumed == 1
+    assert bench.device.receive([(None, [FRAME])]) == 1
+    assert bench.device.counters["rx_dropped_no_driver"] == 1
+
+
 class Spool(Link):
     """A wire with a descriptor's manners: frames wait in it until they are read."""
 

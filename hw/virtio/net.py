@@ -75,7 +75,6 @@ class VirtioNet(VirtioDevice, Receiver):
         self.link = link
         self.mac = mac
         self.mtu = mtu
-        self.link_up = True
         self.negotiated = 0
         self.header_length = net.header_length(0)
         self._mergeable = False
@@ -87,6 +86,7 @@ class VirtioNet(VirtioDevice, Receiver):
         self._stalled: tuple[list[Frame], list[Chain]] | None = None  # taken from the transmit queue; the wire is full
         self._overflow = memoryview(bytearray(FRAME_MAX))  # where the rest of a frame goes that no buffer can hold
         self._wire_header = memoryview(bytearray(HEADER_SIZE))  # the wire's header, when the driver's is longer
+        self.link_up = link.carrier
         link.attach(self)
 
     # -- configuration (§5.1.4) --------------------------------------------------------------------------------------
@@ -95,6 +95,10 @@ class VirtioNet(VirtioDevice, Receiver):
         """struct virtio_net_config."""
         status = net.VIRTIO_NET_S_LINK_UP if self.link_up else 0
         return struct.pack("<6sHHHIBBHI", self.mac, status, 1, self.mtu or 0, 0xFFFFFFFF, 0xFF, 0, 0, 0)
+
+    def carrier_changed(self) -> None:
+        """Somebody was plugged in or out at the far end of the wire."""
+        self.set_link(self.link.carrier)
 
     def set_link(self, up: bool) -> None:
         """Plug or unplug the cable, as the guest sees it."""
@@ -135,6 +139,10 @@ class VirtioNet(VirtioDevice, Receiver):
         self.negotiated = 0
         for index in (RX, TX):
             self.set_queue(index, None)
+        if self._paused:
+            # What the wire holds back was for this driver: let it come now, to be dropped, not to the next one.
+            self._paused = False
+            self.link.resume()
 
     def set_queue(self, index: int, queue: SplitQueue | None) -> None:
         """A queue became ready or stopped."""

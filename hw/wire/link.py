@@ -1,10 +1,11 @@
 """The link protocol: what a NIC and a wire say to each other.
 
 A **frame** is `(header, views)`: `views` are the pieces of one Ethernet frame without FCS, in order; `header` is None
-or the 12 bytes of its `virtio_net_hdr_v1` (offload metadata; `num_buffers` means nothing on a wire). Both are **valid only
-during the call that hands them over**: whoever keeps a frame (delay, backlog, capture) copies it with `keep()`.
+or the 12 bytes of its `virtio_net_hdr_v1` (offload metadata; `num_buffers` means nothing on a wire). Both are **valid
+only during the call that hands them over**: whoever keeps a frame (delay, backlog, capture) copies it with `keep()`.
 
-A `Link` is one end of a wire; a `Receiver` is what sits there: a NIC, a hub's port, a tool.
+A `Link` is one end of a wire; a `Receiver` is what sits there: a NIC, a hub's port, a tool. No link enters its receiver
+a second time: what arrives during the receiver's own `transmit` or `receive` waits until the loop's next turn.
 
 - receiver → wire: `link.transmit(frames)` says how many were taken. Fewer means full: keep the rest, and send it again
   when the link calls `receiver.writable()`. A frame that the wire drops (no peer, too long, link down) counts as taken,
@@ -62,6 +63,9 @@ class Receiver:
     def writable(self) -> None:
         """The link can take frames again after it took fewer than offered."""
 
+    def carrier_changed(self) -> None:
+        """The link's `carrier` is not what it was."""
+
     def pull(self, link: Link) -> None:
         """Read frames from a link with a descriptor. The default reads into a buffer of its own and calls `receive`."""
         scratch = memoryview(bytearray(link.header_size + FRAME_MAX))
@@ -101,6 +105,13 @@ class Link:
     def detach(self) -> None:
         """Pull the plug; frames that arrive now are dropped and counted."""
         self.receiver = None
+
+    def set_carrier(self, up: bool) -> None:
+        """The other end came or went; called by the wire."""
+        if up != self.carrier:
+            self.carrier = up
+            if self.receiver is not None:
+                self.receiver.carrier_changed()
 
     def transmit(self, frames: Sequence[Frame]) -> int:
         """Send frames, first to last; how many were taken."""
