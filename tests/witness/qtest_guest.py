@@ -17,11 +17,12 @@ from guest.drivers.virtio_net import WANTED, VirtioNetDriver
 from guest.kernel import Guest
 from guest.net.pbuf import PacketBuffer
 from guest.services import Services
-from hw.clock import SECOND
+from hw.clock import MILLISECOND, SECOND
 from hw.wire.link import Frame, Link, Receiver, frame_bytes
 from tests.witness.qtest_machine import Qemu
 
 PATIENCE = 20 * SECOND
+LOOK_AGAIN = 5 * MILLISECOND
 
 
 class Peer(Receiver):
@@ -122,7 +123,10 @@ class Side:
     def wait(self, until: Callable[[], bool], what: str) -> None:
         """Go on until then. AssertionError when it takes too long."""
         loop = self.qemu.loop
-        assert loop.run(until, deadline=loop.clock.now() + PATIENCE), f"waited in vain for {what}"
+        end = loop.clock.now() + PATIENCE
+        # What QEMU writes into RAM ends no wait of the loop, so it is looked at every now and then.
+        while not loop.run(until, deadline=loop.clock.now() + LOOK_AGAIN):
+            assert loop.clock.now() < end, f"waited in vain for {what}"
 
     @property
     def interrupts(self) -> int:
