@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.scripted_driver import ScriptedDriver, ScriptedRing
 
 from hw.abi import virtio_mmio as reg
 from hw.abi import virtio_net as net
@@ -13,6 +12,7 @@ from hw.loop import Loop
 from hw.machine import Machine
 from hw.virtio.mmio import VirtioMmio
 from hw.wire.link import Frame, Link, keep
+from tests.scripted_driver import ScriptedDriver, ScriptedRing
 
 V1 = features(VIRTIO_F_VERSION_1)
 MAC = bytes.fromhex("525400112233")

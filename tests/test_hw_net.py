@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.scripted_driver import WRITE, ScriptedDriver, ScriptedRing
-from tests.test_hw_mmio import MAC, V1, Catcher
 
 from hw.abi import virtio_net as net
 from hw.abi.virtio import features
@@ -18,6 +17,8 @@ from hw.loop import Loop
 from hw.machine import Machine
 from hw.virtio.net import VirtioNet
 from hw.wire.link import Link, Views
+from tests.scripted_driver import WRITE, ScriptedDriver, ScriptedRing
+from tests.test_hw_mmio import MAC, V1, Catcher
 
 MRG = features(net.VIRTIO_NET_F_MRG_RXBUF)
 CSUM = features(net.VIRTIO_NET_F_CSUM)
@@ -51,7 +52,7 @@ class Bench:
         """Transmit header and frame as one chain, cut into descriptors at `cuts`; the used entries."""
         self.write(OUT, content)
         edges = [0, *cuts, len(content)]
-        self.tx.chain(0, [(OUT + a, b - a, 0) for a, b in zip(edges, edges[1:], strict=False)])
+        self.tx.chain(0, [(OUT + a, b - a, 0) for a, b in itertools.pairwise(edges)])
         self.tx.offer(0)
         self.driver.kick(1)
         return self.tx.used()

@@ -11,11 +11,11 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.scripted_driver import INDIRECT, NEXT, WRITE, ScriptedRing
 
 from hw.abi.virtio import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, features
 from hw.memory import AccessHook, GuestMemory
 from hw.virtio.split import QueueError, SplitQueue, check_areas
+from tests.scripted_driver import INDIRECT, NEXT, WRITE, ScriptedRing
 
 EVENT_IDX = features(VIRTIO_RING_F_EVENT_IDX)
 INDIRECT_DESC = features(VIRTIO_RING_F_INDIRECT_DESC)

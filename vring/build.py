@@ -1,0 +1,222 @@
+"""From a board to a running thing: loop, machines, guests, hubs, wires, captures.
+
+Promises:
+- Everything that can be wrong is checked before a wire is opened; a wire that fails closes those opened before it.
+- A `Rig` belongs to the thread that made it: guest processes run there and nowhere else.
+- `close` leaves nothing behind: processes unwound, devices reset, wires and captures closed.
+
+Sections: `check_guests`, `Rig`: building, running, looking in, closing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guest.apps import programs
+from guest.cmdline import BootOptions, CommandLineError, parse
+from guest.kernel import Guest
+from hw.clock import RealClock, VirtualClock
+from hw.loop import Loop
+from hw.machine import Machine
+from hw.wire.cable import cable
+from hw.wire.hub import Hub
+from hw.wire.link import Link
+from vring.config import Board, ConfigError, GuestSpec, NicSpec, WireSpec
+
+if TYPE_CHECKING:
+    from hw.virtio.mmio import VirtioMmio
+    from hw.wire.pcap import PcapFile
+    from vring.view.rings import QueueSnapshot
+
+
+def check_guests(board: Board) -> list[BootOptions]:
+    """What each guest's command line says. Raises ConfigError for a mistake in one, or a program that is not there."""
+    known = programs()
+    options = []
+    for guest in board.guests:
+        try:
+            options.append(parse(guest.words))
+        except CommandLineError as error:
+            raise ConfigError(f"{board.where(guest)}: command line: {error}") from None
+        for program in options[-1].start:
+            if program.name not in known:
+                raise ConfigError(
+                    f"{board.where(guest)}: command line: there is no program {program.name!r}; programs are "
+                    f"{', '.join(sorted(known))}"
+                )
+    return options
+
+
+class Rig:
+    """A board, built.
+
+    Args:
+        board: what to build.
+        pcap: write what passes every NIC to this pcapng file.
+        console: told of every line that a guest logs or prints; with several guests the line names its guest.
+
+    Attributes:
+        loop, clock, machines, guests, hubs: what was built; hubs by name.
+
+    Raises ConfigError for a board that cannot be, `hw.wire.link.WireError` for a wire that cannot be made.
+    """
+
+    def __init__(
+        self, board: Board, *, pcap: str | Path | None = None, console: Callable[[str, str], None] | None = None
+    ) -> None:
+        board.check()
+        options = check_guests(board)
+        self.board = board
+        self.clock = VirtualClock() if board.clock == "virtual" else RealClock()
+        self.loop = Loop(self.clock)
+        self.machines: list[Machine] = []
+        self.guests: list[Guest] = []
+        self.hubs: dict[str, Hub] = {}
+        self._links: list[Link] = []
+        self._capture: PcapFile | None = None
+        self._starters: list[Guest] = []
+        self._powered = False
+        self._closed = False
+        try:
+            if pcap is not None:
+                self._capture = self._open_capture(pcap)
+            for spec, said in zip(board.guests, options, strict=True):
+                guest = self._add_guest(spec, console)
+                if said.start:
+                    self._starters.append(guest)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def _open_capture(self, path: str | Path) -> PcapFile:
+        from hw.wire.pcap import PcapFile  # noqa: PLC0415  (loads the pcapng writer)
+
+        try:
+            return PcapFile(path, self.clock)
+        except OSError as error:
+            raise ConfigError(f"the capture file {path} cannot be written: {error.strerror}") from None
+
+    def _add_guest(self, spec: GuestSpec, console: Callable[[str, str], None] | None) -> Guest:
+        machine = Machine(
+            self.loop, name=spec.name, memory_size=spec.memory, cmdline=spec.words, seed=self.board.seed
+        )
+        self.machines.append(machine)
+        for slot, nic in enumerate(spec.nics):
+            self._add_nic(machine, nic, f"{spec.name}.eth{slot}", self.board.where(spec, slot))
+        write = None if console is None else lambda line: console(spec.name, line)
+        guest = Guest(machine.platform, name=spec.name, console=write)
+        self.guests.append(guest)
+        return guest
+
+    def _add_nic(self, machine: Machine, nic: NicSpec, name: str, where: str) -> VirtioMmio:
+        link = self._plug(nic.wire, name)
+        options = {key: value for key, value in nic.options.items() if key != "mac"}
+        try:
+            return machine.add_virtio_net(link, mac=nic.mac, options=options)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    def _plug(self, wire: WireSpec, name: str) -> Link:
+        """The end of the wire that the NIC is plugged into, wrapped as the board says."""
+        link = self._open(wire, name)
+        self._links.append(link)
+        if wire.impairments:
+            from hw.wire.impair import ImpairedLink, parse_impairments  # noqa: PLC0415  (few boards need it)
+
+            link = ImpairedLink(link, self.loop, f"{self.board.seed}/{name}", **parse_impairments(wire.impairments))
+            self._links[-1] = link  # it closes the one inside
+        if self._capture is not None:
+            link = self._links[-1] = self._capture.tap(link, name)
+        return link
+
+    def _open(self, wire: WireSpec, name: str) -> Link:
+        if wire.kind == "hub":
+            hub = self.hubs.get(wire.name)
+            if hub is None:
+                hub = self.hubs[wire.name] = Hub(self.loop, wire.name)
+            return hub.port(name)
+        if wire.kind == "tap":
+            from hw.wire.tap import TapLink  # noqa: PLC0415  (Linux only)
+
+            return TapLink(self.loop, wire.name, vnet_hdr=wire.vnet_hdr)
+        if wire.kind == "packet":
+            from hw.wire.packet import PacketLink  # noqa: PLC0415  (Linux only)
+
+            return PacketLink(self.loop, wire.name)
+        link = cable(self.loop)[0]
+        link.name = f"none at {name}"
+        return link
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def power_on(self) -> None:
+        """Give every guest its first turn; harmless when they have had it."""
+        if not self._powered:
+            self._powered = True
+            for machine, guest in zip(self.machines, self.guests, strict=True):
+                machine.power_on(guest)
+
+    def done(self) -> bool:
+        """Whether every guest that has start programs has halted; without such guests, whether all have."""
+        return all(guest.halted for guest in self._starters or self.guests)
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether any guest has start programs, so that the board ends by itself."""
+        return bool(self._starters)
+
+    @property
+    def exit_status(self) -> int:
+        """The largest exit status of the guests."""
+        return max(guest.exit_status for guest in self.guests)
+
+    # -- looking in ----------------------------------------------------------------------------------------------
+
+    def rings(self) -> list[QueueSnapshot]:
+        """Every queue that is ready, decoded from a copy of its memory."""
+        from vring.view.snapshot import machine_queues  # noqa: PLC0415  (the views load on first use)
+
+        return [
+            queue
+            for machine, guest in zip(self.machines, self.guests, strict=True)
+            for queue in machine_queues(machine, guest)
+        ]
+
+    def counters(self) -> dict[str, dict[str, Counter[str]]]:
+        """A copy of all counters: guest name → layer → counter, from the wire upwards; then those of the hubs."""
+        found: dict[str, dict[str, Counter[str]]] = {}
+        for machine, guest in zip(self.machines, self.guests, strict=True):
+            layers = {**machine.counters(), **guest.counters()}
+            found[guest.name] = {layer: Counter(counter) for layer, counter in layers.items()}
+        if self.hubs:
+            found["hubs"] = {name: Counter(hub.counters) for name, hub in self.hubs.items()}
+        return found
+
+    # -- closing -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Unwind the guests' processes, reset the devices, close wires and captures. Harmless when closed.
+
+        Everything is closed even if something raises; that is raised at the end.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as last:  # what is pushed last goes first
+            last.callback(self.loop.close)
+            if self._capture is not None:
+                last.callback(self._capture.close)
+            for hub in self.hubs.values():
+                last.callback(hub.close)
+            for link in self._links:
+                last.callback(link.close)
+            for machine in self.machines:
+                last.callback(machine.power_off)
+            for guest in reversed(self.guests):
+                last.callback(guest.close)

@@ -1,0 +1,307 @@
+"""The command `vring`.
+
+    vring boot [BOARD] [--nic …]… [--wire …]… [options] [-- GUEST COMMAND LINE]
+    vring boards
+    vring demo [tx|rx] [--step]
+
+Promises:
+- What follows the first `--` belongs to the guest and is not looked at by the option parser here.
+- Exit status: 0 done (a signal and the end of the time included), 1 a failure while running, such as a wire that cannot
+  be made, 2 a mistake in what was asked for. Mistakes and failures are one line on stderr: `vring: …`.
+- With `--exit-status` the largest status of the guests' programs instead of 0, and 124 when they were cut off.
+- rich and the machine itself load only when a command needs them.
+
+Sections: `main`, `boot`, `boards`, `demo`, running a board.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vring import __version__
+from vring.boards import shipped, summary
+from vring.config import CLOCKS, Board, ConfigError, join_words
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from vring.build import Rig
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_CUT_OFF = 124  # as timeout(1) has it
+EXIT_INTERRUPTED = 130  # Ctrl-C outside of a boot, as shells have it
+WIDTH_PIPED = 100
+
+app = typer.Typer(
+    name="vring",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Paravirtual network hardware and the guest that boots on it.",
+)
+
+
+class _Failure(Exception):
+    """Ends the command with a status and one line on stderr."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+# -- the entry -------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line `argv` (that of the process by default). Always ends with SystemExit."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    guest_words: list[str] | None = None
+    if "--" in words:
+        at = words.index("--")
+        words, guest_words = words[:at], words[at + 1 :]
+    try:
+        status = app(args=words or ["--help"], prog_name="vring", standalone_mode=False, obj=guest_words)
+    except (typer.Abort, KeyboardInterrupt):
+        status = EXIT_INTERRUPTED
+    except (ConfigError, _Failure) as error:
+        status = error.status if isinstance(error, _Failure) else EXIT_USAGE
+        _complain(str(error))
+    except Exception as error:
+        # What the option parser raises has a text and a status of its own.
+        if not hasattr(error, "format_message"):
+            raise
+        text = error.format_message()
+        if text:
+            _complain(f"{text} (see vring --help)")
+        status = getattr(error, "exit_code", EXIT_USAGE)
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _complain(text: str) -> None:
+    print("vring: " + " ".join(text.split()), file=sys.stderr)
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415  (loads on first use)
+
+    # Piped output has no width of its own; tables are made for this one.
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, markup=False, width=WIDTH_PIPED if piped else None)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"vring {__version__}")
+        raise typer.Exit
+
+
+def _no_guest_words(context: typer.Context) -> None:
+    if context.obj is not None:
+        raise ConfigError(f"vring {context.info_name} boots no guest, so nothing may follow --")
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Paravirtual network hardware and the guest that boots on it."""
+
+
+# -- boot ------------------------------------------------------------------------------------------------------------
+
+_BOOT_HELP = """Boot a board and run it until its guests' programs have ended, the time is up, or Ctrl-C.
+
+\b
+Examples:
+  vring boot two-guests
+  vring boot --wire hub -- -ipaddr 10.0.0.1 -netmask 255.255.255.0 -s ping 127.0.0.1 -c 3
+  vring boot --nic virtio:mtu=9000 --wire tap:t0 -- -ipaddr 10.9.0.2 -netmask 255.255.255.0
+  vring boot my-board.toml --wire hub:lan,loss=5%,delay=10ms --clock virtual --for 60 --rings
+
+\b
+NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …; or none.
+Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE; each takes impairments:
+  loss=1% delay=10ms jitter=2ms reorder=1% duplicate=1% corrupt=1% rate=10mbit
+What follows -- is the guest's command line:
+  -ipaddr A -netmask M -gateway G, and -s PROGRAM ARGUMENTS… for each program to start.
+"""
+
+
+@app.command("boot", help=_BOOT_HELP, short_help="Boot a board and run it.")
+def _boot(
+    context: typer.Context,
+    board: Annotated[
+        str | None, typer.Argument(metavar="BOARD", help="A TOML file, or the name of one that ships.")
+    ] = None,
+    nic: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, or none. Repeatable.")
+    ] = None,
+    wire: Annotated[list[str] | None, typer.Option(metavar="WIRE", help="Plug in the n-th NIC. Repeatable.")] = None,
+    pcap: Annotated[Path | None, typer.Option(metavar="FILE", help="Capture what passes every NIC (pcapng).")] = None,
+    clock: Annotated[str | None, typer.Option(metavar="real|virtual", help="The clock; real by default.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="For all that is random; 0 by default.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this much of the board's time.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is built and negotiated.")] = False,
+    rings: Annotated[bool, typer.Option("--rings", help="Show the rings at the end.")] = False,
+    exit_status: Annotated[
+        bool, typer.Option("--exit-status", help="Exit as the guests' programs did; 124 when they were cut off.")
+    ] = False,
+) -> int:
+    words = context.obj
+    cmdline = None if words is None else join_words(words)
+    if board is None:
+        described = Board.of_words(nic or (), wire or (), cmdline or "")
+    else:
+        described = _find_board(board).with_words(nic or (), wire or (), cmdline)
+    if clock is not None:
+        if clock not in CLOCKS:
+            raise ConfigError(f"--clock is {' or '.join(CLOCKS)}, not {clock!r}")
+        described = replace(described, clock="virtual" if clock == "virtual" else "real")
+    if seed is not None:
+        described = replace(described, seed=seed)
+    if seconds is not None:
+        if not seconds > 0:
+            raise ConfigError(f"--for is a number of seconds above 0, not {seconds:g}")
+        described = replace(described, run=seconds)
+    return run_board(described, pcap=pcap, verbose=verbose, rings=rings, exit_status=exit_status)
+
+
+def _find_board(name: str) -> Board:
+    """The board in the file `name`, or the one that ships under that name."""
+    boards = shipped()
+    if name in boards and not Path(name).is_file():
+        return Board.load(boards[name])
+    if not Path(name).exists():
+        raise ConfigError(
+            f"there is no board file {name!r}, and no board of that name ships; those that do are {', '.join(boards)}"
+        )
+    return Board.load(name)
+
+
+@app.command("boards", help="List the boards that ship.")
+def _boards(context: typer.Context) -> None:
+    _no_guest_words(context)
+    found = shipped()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        print(f"{name:<{width}}  {summary(path)}")
+
+
+@app.command(
+    "demo",
+    help="Follow one frame through the rings, access by access: vring demo tx, vring demo rx.",
+    short_help="Follow one frame through the rings.",
+)
+def _demo(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="[tx|rx]", help="Which; without it they are listed.")] = None,
+    step: Annotated[bool, typer.Option("--step", help="Wait for a key after each step (q ends).")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Decides addresses and contents.")] = 0,
+) -> int:
+    _no_guest_words(context)
+    from vring.demos import DEMOS, play  # noqa: PLC0415  (loads the machine)
+
+    if name is None:
+        for each, title in DEMOS.items():
+            print(f"{each}  {title}")
+        return 0
+    if name not in DEMOS:
+        raise ConfigError(f"there is no demo {name!r}; demos are {', '.join(DEMOS)}")
+    play(name, _console(), seed=seed, step=step)
+    return 0
+
+
+# -- running a board -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _signals(stop: Any) -> Iterator[None]:
+    """SIGINT and SIGTERM call `stop` meanwhile."""
+    before = {each: signal.signal(each, lambda *_: stop()) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def run_board(
+    board: Board, *, pcap: Path | None = None, verbose: bool = False, rings: bool = False, exit_status: bool = False
+) -> int:
+    """Build `board`, run it, print what it does, and return the exit status. Raises ConfigError."""
+    from hw.wire.link import WireError  # noqa: PLC0415  (the machine loads when a board runs)
+    from vring.build import Rig  # noqa: PLC0415
+    from vring.view.boot import LinePrinter, board_lines  # noqa: PLC0415
+
+    console = _console()
+    if verbose:
+        console.print(board_lines(board))
+    try:
+        rig = Rig(board, pcap=pcap, console=LinePrinter(console, [guest.name for guest in board.guests]))
+    except (WireError, OSError) as error:
+        raise _Failure(str(error), EXIT_FAILURE) from None
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        rig.loop.stop()
+
+    try:
+        with _signals(stop):
+            rig.power_on()
+            deadline = None if board.run is None else round(board.run * 1_000_000)
+            rig.loop.run(until=lambda: stopped or rig.done(), deadline=deadline)
+        finished = rig.done()
+        report = _report(rig, ended=rig.clock.now(), stopped=stopped, verbose=verbose, rings=rings)
+    except WireError as error:
+        raise _Failure(str(error), EXIT_FAILURE) from None
+    finally:
+        rig.close()  # programs that are cut off have their last words here
+    console.print(report)
+    for guest in rig.guests:
+        for leak in guest.leaks:
+            _complain(f"{guest.name}: not given back: {leak}")
+    if not exit_status:
+        return 0
+    cut_off = rig.has_programs and not finished
+    return rig.exit_status or (EXIT_CUT_OFF if cut_off else 0)
+
+
+def _report(rig: Rig, *, ended: int, stopped: bool, verbose: bool, rings: bool) -> RenderableType:
+    """What there is to see of a board that stopped at the time `ended`, taken down before anything is closed."""
+    from rich.console import Group  # noqa: PLC0415  (loads on first use)
+    from rich.text import Text  # noqa: PLC0415
+
+    from vring.view.counters import counter_table  # noqa: PLC0415
+    from vring.view.rings import LEGEND, ring_tables  # noqa: PLC0415
+    from vring.view.snapshot import negotiated_lines  # noqa: PLC0415
+
+    parts: list[RenderableType] = []
+    if stopped or not rig.done():
+        over = rig.board.run is not None and ended >= rig.board.run * 1_000_000
+        why = "stopped by a signal" if stopped else "the time is up" if over else "nothing can happen any more"
+        parts.append(Text(f"vring: {why} after {ended / 1_000_000:.3f} s", style="dim"))
+    parts.append(Text())
+    if verbose:
+        parts += [part for machine in rig.machines for part in (negotiated_lines(machine), Text())]
+    if rings:
+        parts += [part for queue in rig.rings() for part in (ring_tables(queue), Text())]
+        parts += [Text(LEGEND, style="dim"), Text()]
+    for name, layers in rig.counters().items():
+        parts += [counter_table(f"counters of {name}", layers), Text()]
+    return Group(*parts)
