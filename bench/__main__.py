@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench import hub, ring, tap_ping
+from bench import hook, hub, ring, tap_ping
 from bench.harness import Figure, spread
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,7 +29,9 @@ def main() -> int:
         console = Console(width=120)  # a table in a file is read, not scrolled
     figures: list[Figure] = []
     why = tap_ping.missing()
-    parts = [("ring", ring.measure), ("hub", hub.measure)] + ([] if why else [("ping over TAP", tap_ping.measure)])
+    parts = [("ring", ring.measure), ("hub", hub.measure), ("hook", hook.measure)]
+    if not why:
+        parts.append(("ping over TAP", tap_ping.measure))
     for name, measure in parts:
         with console.status(f"measuring: {name}"):
             figures += measure(words.rounds, words.scale)

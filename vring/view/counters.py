@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 ALARMING = ("drop", "error", "bad", "broken", "spurious", "unmapped", "refused", "lost", "timeout")
+
+
 def counter_table(title: str, layers: Mapping[str, Mapping[str, int]]) -> RenderableType:
     """One row a layer: its name, then its counters, as many to a line as fit. Silent layers are left out.
 
