@@ -51,7 +51,7 @@ class Guest:
         stage: stages of the boot that are over: 0, 1 or 2.
         booted: whether init is running.
         halted, exit_status: set by `halt`.
-        log: the boot log and the programs' output.
+        log: the boot log (`lines`) and what programs printed (`output`).
         programs: what `-s` and `spawn` find by name; more may be added.
         services, grid, lo, stack, scheduler, outlets: made by stage 1, as are the following.
         devices: the network devices that the drivers found.

@@ -94,7 +94,7 @@ def test_a_mistake_in_a_file_names_the_file(vring, tmp_path: Path) -> None:
     assert f"{path}: not TOML" in vring("boot", str(path)).err
 
     path.write_text("[[nic]]\nqueue_size = 3")
-    assert f"{path}: guest guest nic 0: queue_size=3" in vring("boot", str(path)).err
+    assert f"{path}: guest nic 0: queue_size=3" in vring("boot", str(path)).err
 
 
 def test_a_wire_that_cannot_be_made_is_a_failure(vring) -> None:

@@ -112,8 +112,8 @@ def test_a_guest_may_have_no_nics() -> None:
         ('[[nic]]\nwire = "hub,loss"', ("lab.toml: nic 0:", "'loss' is not key=value")),
         ('[[nic]]\nwire = "hub,loss=200%"', ("lab.toml: nic 0:", "loss=200%")),
         ('[[nic]]\nwire = "hub,luck=1%"', ("lab.toml: nic 0:", "luck=1%", "loss, corrupt")),
-        ('clock = "virtual"\n[[nic]]\nwire = "tap:t0"', ("lab.toml: guest guest nic 0:", "tap:t0", "'real'")),
-        ('clock = "virtual"\n[[nic]]\nwire = "packet:lo"', ("lab.toml: guest guest nic 0:", "packet:lo", "'real'")),
+        ('clock = "virtual"\n[[nic]]\nwire = "tap:t0"', ("lab.toml: guest nic 0:", "tap:t0", "'real'")),
+        ('clock = "virtual"\n[[nic]]\nwire = "packet:lo"', ("lab.toml: guest nic 0:", "packet:lo", "'real'")),
     ],
 )
 def test_a_mistake_in_a_file_is_named(text: str, parts: tuple[str, ...]) -> None:

@@ -306,7 +306,7 @@ def test_a_broken_rule_needs_a_reset_and_stops_that_queue_alone(driver: Scripted
     assert rx.used() == [(0, 76)]
     driver.start(V1)
     assert driver.status == 15
-    assert nic.failure == ""
+    assert "avail entry 99" in nic.failure  # a reset by the driver does not hide what it did
 
 
 def test_h25_nothing_is_touched_after_a_reset(driver: ScriptedDriver, nic: VirtioMmio, machine: Machine) -> None:

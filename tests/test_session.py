@@ -266,6 +266,19 @@ def test_nothing_is_left_open(clock: ClockName, tmp_path: Path) -> None:
     assert descriptors() == before
 
 
+def test_closed_sessions_can_be_collected() -> None:
+    """A guest that holds on to the root greenlet of a thread that has ended crashes the collector."""
+    program = (
+        "import gc, vring\n"
+        "for _ in range(600):\n"
+        "    vring.boot(nic='none').close()\n"
+        "    gc.collect()\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+
+    assert (said.returncode, said.stderr) == (0, "")
+
+
 def test_a_close_that_fails_says_so() -> None:
     machine = vring.boot(nic="none")
 

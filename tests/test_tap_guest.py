@@ -90,7 +90,7 @@ def test_fragments_are_counted_and_do_no_harm(host: Namespace) -> None:
 def test_arping_finds_the_guest(host: Namespace) -> None:
     require_program("arping")
     with booted(host, "--nic", "virtio:queue_size=64", "--wire", "tap:t0"):
-        done = host.run("arping", "-c", "5", "-w", "5", "-I", "t0", "10.9.0.2", check=False)
+        done = host.run("arping", "-c", "5", "-w", "20", "-I", "t0", "10.9.0.2", check=False)
         assert "Received 5 response" in done.stdout, done.stdout
 
 

@@ -230,7 +230,7 @@ def test_a_full_host_holds_the_sender_back_until_there_is_room(ns: Namespace, lo
         ns.run("ip", "link", "set", name, "master", "br0")
     for name in ("br0", "v0", "v1"):
         ns.run("ip", "link", "set", name, "up")
-    ns.need("tc", "qdisc", "add", "dev", "v0", "root", "tbf", "rate", "8mbit", "burst", "2000", "limit", "1000000")
+    ns.need("tc", "qdisc", "add", "dev", "v0", "root", "tbf", "rate", "1mbit", "burst", "2000", "limit", "1000000")
     fcntl.ioctl(tap.fileno(), TUNSETSNDBUF, struct.pack("=i", 20_000))
     station = Station(tap)
     with ns.entered():

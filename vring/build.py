@@ -176,6 +176,12 @@ class Rig:
         """The largest exit status of the guests."""
         return max(guest.exit_status for guest in self.guests)
 
+    @property
+    def boot_status(self) -> int:
+        """The largest exit status of the guests whose boot failed or whose kernel panicked; 0 when all booted."""
+        failed = [guest.exit_status for guest in self.guests if guest.halted and (guest.panic or not guest.booted)]
+        return max(failed, default=0)
+
     # -- looking in ----------------------------------------------------------------------------------------------
 
     def rings(self) -> list[QueueSnapshot]:

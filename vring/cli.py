@@ -277,7 +277,7 @@ def run_board(
         for leak in guest.leaks:
             _complain(f"{guest.name}: not given back: {leak}")
     if not exit_status:
-        return 0
+        return rig.boot_status
     cut_off = rig.has_programs and not finished
     return rig.exit_status or (EXIT_CUT_OFF if cut_off else 0)
 

@@ -238,7 +238,9 @@ class Board:
     def where(self, guest: GuestSpec, slot: int | None = None) -> str:
         """How errors name a guest of this board, or one of its NICs."""
         words = [self.source] if self.source else []
-        words.append(f"guest {guest.name}" + ("" if slot is None else f" nic {slot}"))
+        # "guest" is the name of a guest that was given none: saying it twice helps nobody.
+        words.append("guest" if guest.name == "guest" else f"guest {guest.name}")
+        words[-1] += "" if slot is None else f" nic {slot}"
         return ": ".join(words)
 
     def check(self) -> None:

@@ -13,6 +13,7 @@ Times are microseconds of the guest's clock. Sections: `Process`, `WaitQueue`, `
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -115,7 +116,8 @@ class Scheduler:
         self._timers = timers
         self._wake = wake
         self._log = log
-        self._home = _root()
+        # Weak: a root greenlet that outlives its thread crashes the interpreter's garbage collector.
+        self._home = weakref.ref(_root())
         self._ready: deque[Process] = deque()
         self._processes: dict[int, Process] = {}
         self._names: dict[str, Process] = {}
@@ -346,13 +348,14 @@ class Scheduler:
 
     def _check_home(self) -> None:
         here = getcurrent()
-        if here is self._home or (self._current is not None and here is self._current._greenlet):
+        home = self._home()
+        if here is home or (self._current is not None and here is self._current._greenlet):
             return
-        if _root() is not self._home:
+        if _root() is not home:
             raise RuntimeError("this guest runs in another thread; only that thread may use its processes")
 
 
-def _root() -> object:
+def _root() -> greenlet:
     """The root greenlet of the current thread."""
     here = getcurrent()
     while here.parent is not None:

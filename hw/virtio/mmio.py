@@ -97,7 +97,7 @@ class VirtioMmio:
         self.counters: Counter[str] = Counter()
         self.generation = 0
         self.refusal = ""  # why FEATURES_OK stayed clear
-        self.failure = ""  # why DEVICE_NEEDS_RESET is set
+        self.failure = ""  # the last rule that the driver broke; a reset does not wipe it out
         self._schedule = schedule
         self._epoch = 0  # grows with each reset: work asked for before is then stale
         self._clear()
@@ -242,7 +242,7 @@ class VirtioMmio:
         self._clear()
         self.device.reset()
         self.line.set_level(False)
-        self.refusal = self.failure = ""
+        self.refusal = ""
 
     # -- queues ----------------------------------------------------------------------------------------------------
 
