@@ -20,7 +20,6 @@ from typing import Protocol
 
 from hw.clock import Clock, VirtualClock
 
-
 DEADLINE_TURNS = 8  # turns of a busy loop between two looks at the guests' deadlines
 
 
@@ -170,7 +169,8 @@ class Loop:
 
     def run(self, until: Callable[[], bool] | None = None, deadline: int | None = None) -> bool:
         """Take turns until `until()` is true, `deadline` is reached or `stop()` is called; on the virtual clock also
-        when nothing can ever happen again. What is due at `deadline` itself waits for the next run.
+        when nothing can ever happen again. What is due at `deadline` itself waits for the next run. Something that is
+        always busy holds virtual time still, and with it the deadline; `stop` still ends the run.
 
         Returns whether `until()` was true at the end.
         """

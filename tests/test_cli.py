@@ -60,6 +60,8 @@ def sim(*words: str) -> list[str]:
         (["boot", "--nic", "virtio:colour=red"], ["nic 0", "'colour'", "mtu"]),
         (["boot", "--clock", "fast"], ["--clock", "real or virtual"]),
         (["boot", "--for", "-1"], ["--for", "above 0"]),
+        (["boot", "--for", "inf"], ["--for", "finite"]),
+        (["boot", "--wire", "tap:a-name-that-is-too-long"], ["a-name-that-is-too-long", "15 characters"]),
         (["boot", "--for", "soon"], ["--for", "number"]),
         (["boot", "--colour"], ["--colour"]),
         (["boot", "two-guests", "--", "-s", "idle"], ["2 guests"]),
@@ -98,10 +100,10 @@ def test_a_mistake_in_a_file_names_the_file(vring, tmp_path: Path) -> None:
 
 
 def test_a_wire_that_cannot_be_made_is_a_failure(vring) -> None:
-    said = vring("boot", "--wire", "tap:a-name-that-is-too-long")
+    said = vring("boot", "--wire", "packet:nosuch0")
 
     assert (said.status, said.out) == (1, "")
-    assert said.err.startswith("vring: tap:a-name-that-is-too-long: ")
+    assert said.err.startswith("vring: packet:nosuch0: ")
     assert said.err.count("\n") == 1
 
 

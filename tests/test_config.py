@@ -87,6 +87,7 @@ def test_a_guest_may_have_no_nics() -> None:
         ('clock = "fast"', ("lab.toml: clock", "'real' or 'virtual'", "'fast'")),
         ("seed = true", ("lab.toml: seed is a whole number",)),
         ("run = 0", ("lab.toml: run", "above 0")),
+        ("run = inf", ("lab.toml: run", "finite")),
         ("guest = []", ("lab.toml: guest", "at least one")),
         ("guest = 3", ("lab.toml: guest is a list of tables", "[[guest]]")),
         ('ip = "1.2.3.4"\n[[guest]]', ("'ip' stands beside [[guest]]",)),

@@ -291,6 +291,27 @@ def test_a_configuration_change_has_a_new_generation_and_an_interrupt(
     assert (driver.interrupts, nic.line.level) == (1, False)
 
 
+def test_acknowledging_one_cause_leaves_the_other_raised(driver: ScriptedDriver, nic: VirtioMmio) -> None:
+    driver.start(V1)
+    nic.notify_used()
+    nic.notify_config()
+    driver.write(reg.VIRTIO_MMIO_INTERRUPT_ACK, reg.VIRTIO_MMIO_INT_VRING)
+    assert driver.read(reg.VIRTIO_MMIO_INTERRUPT_STATUS) == reg.VIRTIO_MMIO_INT_CONFIG
+    assert nic.line.level is True
+    driver.write(reg.VIRTIO_MMIO_INTERRUPT_ACK, reg.VIRTIO_MMIO_INT_CONFIG)
+    assert nic.line.level is False
+
+
+def test_a_stopped_queue_stays_stopped_until_the_reset(driver: ScriptedDriver) -> None:
+    _, tx = driver.start(V1)
+    tx.offer(99)
+    driver.kick(1)
+    driver.write(reg.VIRTIO_MMIO_QUEUE_SEL, 1)
+    assert driver.read(reg.VIRTIO_MMIO_QUEUE_READY) == 0
+    driver.write(reg.VIRTIO_MMIO_QUEUE_READY, 1)
+    assert driver.read(reg.VIRTIO_MMIO_QUEUE_READY) == 0
+
+
 def test_a_broken_rule_needs_a_reset_and_stops_that_queue_alone(driver: ScriptedDriver, nic: VirtioMmio) -> None:
     rx, tx = driver.start(V1)
     tx.offer(99)

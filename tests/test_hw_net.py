@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw.abi import virtio_net as net
-from hw.abi.virtio import features
+from hw.abi.virtio import VIRTIO_RING_F_EVENT_IDX, features
 from hw.clock import VirtualClock
 from hw.loop import Loop
 from hw.machine import Machine
+from hw.memory import AccessHook
 from hw.virtio.net import VirtioNet
 from hw.wire.link import Link, Views
 from tests.scripted_driver import WRITE, ScriptedDriver, ScriptedRing
@@ -22,6 +23,7 @@ from tests.test_hw_mmio import MAC, V1, Catcher
 
 MRG = features(net.VIRTIO_NET_F_MRG_RXBUF)
 CSUM = features(net.VIRTIO_NET_F_CSUM)
+EVENT_IDX = features(VIRTIO_RING_F_EVENT_IDX)
 TSO4 = features(net.VIRTIO_NET_F_HOST_TSO4)
 GUEST_CSUM = features(net.VIRTIO_NET_F_GUEST_CSUM)
 MTU = features(net.VIRTIO_NET_F_MTU)
@@ -428,6 +430,109 @@ def test_without_a_driver_frames_are_read_and_dropped() -> None:
     bench.device.pull(wire)
     assert wire.frames == []
     assert bench.device.counters["rx_dropped_no_driver"] == 2
+
+
+# -- lost wake-ups and stale chains ----------------------------------------------------------------------------------
+
+
+def test_a_kick_that_announces_nothing_leaves_the_next_one_wanted() -> None:
+    """While the wire waits for buffers, a spurious kick must not switch kicks off: the refill would go unannounced."""
+    bench = Bench()
+    assert isinstance(bench.wire, Catcher)
+    assert bench.device.receive([(None, [FRAME])]) == 0
+    bench.driver.kick(0)
+    assert bench.rx.get16(bench.rx.device) == 0  # VRING_USED_F_NO_NOTIFY is clear
+    assert bench.wire.resumed == 0
+    bench.post(2048)
+    bench.driver.kick(0)
+    assert bench.wire.resumed == 1
+
+
+def test_the_device_asks_for_a_kick_when_it_runs_out_of_buffers() -> None:
+    bench = Bench(EVENT_IDX)
+    bench.post(2048)
+    assert bench.device.receive([(None, [FRAME])] * 2) == 1
+    assert bench.rx.get16(bench.rx.device + 4 + 8 * 8) == 1  # avail_event: with the next buffer
+
+
+def test_buffers_offered_while_kicks_are_switched_on_are_sent() -> None:
+    """The driver sees kicks still off and does not kick; the device looks once more after switching them on."""
+    bench = Bench()
+    bench.write(OUT, NO_OFFLOAD + FRAME)
+    bench.tx.chain(0, [(OUT, 72, 0)])
+    bench.tx.chain(1, [(OUT, 72, 0)])
+
+    class OfferLate(AccessHook):
+        offered = False
+
+        def stored(self, who: str, addr: int, size: int, old: int, new: int) -> None:
+            if addr == bench.tx.device and new == 0 and not self.offered:
+                self.offered = True
+                bench.tx.offer(1)
+
+    bench.machine.memory.hook = OfferLate()
+    bench.tx.offer(0)
+    bench.driver.kick(1)
+    assert bench.wire.sent == [FRAME, FRAME]
+
+
+def test_h25_buffers_gathered_before_a_reset_are_never_written_after_it() -> None:
+    bench = Bench(MRG)
+    bench.post(100)
+    assert bench.device.receive([(None, [bytes(1400)])]) == 0  # the buffer is held, for more to come
+    bench.rx, bench.tx = bench.driver.start(V1 | MRG)
+    bench.write(IN, b"\xa5" * 100)
+    bench.rx.chain(0, [(IN + 4096, 2000, WRITE)])
+    bench.rx.offer(0)
+    assert bench.device.receive([(None, [bytes(60)])]) == 1
+    assert bench.rx.used() == [(0, 72)]
+    assert bench.read(IN, 100) == b"\xa5" * 100
+
+
+def test_h25_frames_that_waited_for_the_wire_are_dropped_by_a_reset_and_counted() -> None:
+    bench = Bench()
+    assert isinstance(bench.wire, Catcher)
+    bench.wire.room = 0
+    bench.send(NO_OFFLOAD + FRAME)
+    _, tx = bench.driver.start(V1)
+    bench.wire.room = 10
+    bench.device.writable()
+    bench.driver.settle()
+    assert (bench.wire.sent, tx.used()) == ([], [])
+    assert bench.device.counters["tx_dropped_queue_stopped"] == 1
+
+
+def test_a_frame_that_no_ring_full_of_buffers_can_hold_does_not_block_the_next() -> None:
+    bench = Bench(MRG)
+    for number in range(4):  # four chains take all eight descriptors
+        bench.rx.chain(2 * number, [(IN + 4096 * number, 100, WRITE), (IN + 4096 * number + 200, 100, WRITE)])
+    bench.rx.offer(0, 2, 4, 6)
+    assert bench.device.receive([(None, [bytes(1400)]), (None, [FRAME])]) == 2
+    assert bench.device.counters["rx_dropped_too_long"] == 1
+    assert bench.rx.used() == [(0, 72)]
+
+
+# -- flags (§5.1.9.2.1, §5.1.9.4.1) ----------------------------------------------------------------------------------
+
+
+def test_without_guest_csum_the_driver_is_given_no_flags() -> None:
+    bench = Bench()
+    bench.post(2048)
+    bench.device.receive([(header(flags=0xFE), [FRAME])])
+    assert bench.read(IN, 2) == b"\0\0"
+
+
+def test_with_guest_csum_the_driver_is_given_the_flags_it_knows() -> None:
+    bench = Bench(GUEST_CSUM, offer=GUEST_CSUM)
+    bench.post(2048)
+    bench.device.receive([(header(flags=0xFE), [FRAME])])
+    assert bench.read(IN, 1) == b"\2"  # DATA_VALID
+
+
+def test_a_driver_cannot_vouch_for_its_checksums() -> None:
+    bench = Bench(CSUM, offer=CSUM)
+    bench.send(header(flags=3, start=14, offset=16) + FRAME)
+    assert bench.wire.headers == [header(flags=1, start=14, offset=16)]
 
 
 @settings(max_examples=60, deadline=None)

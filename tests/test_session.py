@@ -311,9 +311,16 @@ def test_a_board_that_cannot_be_is_refused_before_anything_runs(words: dict[str,
         vring.boot(**words)  # type: ignore[arg-type]
 
 
+def test_a_clock_that_is_none_and_a_time_that_never_ends_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not 'moon'"):
+        vring.boot(clock="moon")  # type: ignore[arg-type]
+    with vring.boot(nic="none", clock="virtual") as machine, pytest.raises(ValueError, match="never end"):
+        machine.run(seconds=float("inf"))
+
+
 def test_a_wire_that_cannot_be_made_is_a_wire_error() -> None:
-    with pytest.raises(WireError, match="a-name-that-is-too-long"):
-        vring.boot(wire=["hub", "tap:a-name-that-is-too-long"])
+    with pytest.raises(WireError, match="nosuch0"):
+        vring.boot(wire=["hub", "packet:nosuch0"])
 
 
 def test_importing_vring_loads_neither_machine_nor_guest() -> None:

@@ -16,6 +16,7 @@ Sections: `main`, `boot`, `boards`, `demo`, running a board.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -174,8 +175,8 @@ def _boot(
     if seed is not None:
         described = replace(described, seed=seed)
     if seconds is not None:
-        if not seconds > 0:
-            raise ConfigError(f"--for is a number of seconds above 0, not {seconds:g}")
+        if not 0 < seconds < math.inf:
+            raise ConfigError(f"--for is a finite number of seconds above 0, not {seconds:g}")
         described = replace(described, run=seconds)
     return run_board(described, pcap=pcap, verbose=verbose, rings=rings, exit_status=exit_status)
 
@@ -250,30 +251,36 @@ def run_board(
     console = _console()
     if verbose:
         console.print(board_lines(board))
-    try:
-        rig = Rig(board, pcap=pcap, console=LinePrinter(console, [guest.name for guest in board.guests]))
-    except (WireError, OSError) as error:
-        raise _Failure(str(error), EXIT_FAILURE) from None
     stopped = False
+    rig: Rig | None = None
 
     def stop() -> None:
         nonlocal stopped
         stopped = True
-        rig.loop.stop()
+        if rig is not None:
+            rig.loop.stop()
 
-    try:
-        with _signals(stop):
-            rig.power_on()
+    # From here on a signal is a request to stop, also while wires are made and unmade: a TAP must not be left behind.
+    with _signals(stop):
+        try:
+            rig = Rig(board, pcap=pcap, console=LinePrinter(console, [guest.name for guest in board.guests]))
+        except (WireError, OSError) as error:
+            raise _Failure(str(error), EXIT_FAILURE) from None
+        running = rig
+        try:
+            running.power_on()
             deadline = None if board.run is None else round(board.run * 1_000_000)
-            rig.loop.run(until=lambda: stopped or rig.done(), deadline=deadline)
-        finished = rig.done()
-        report = _report(rig, ended=rig.clock.now(), stopped=stopped, verbose=verbose, rings=rings)
-    except WireError as error:
-        raise _Failure(str(error), EXIT_FAILURE) from None
-    finally:
-        rig.close()  # programs that are cut off have their last words here
-    console.print(report)
+            running.loop.run(until=lambda: stopped or running.done(), deadline=deadline)
+            finished = running.done()
+            report = _report(running, ended=running.clock.now(), stopped=stopped, verbose=verbose, rings=rings)
+        except WireError as error:
+            raise _Failure(str(error), EXIT_FAILURE) from None
+        finally:
+            running.close()  # programs that are cut off have their last words here
+        console.print(report)
     for guest in rig.guests:
+        if guest.halted and not stopped and not guest.booted:
+            _complain(f"{guest.name}: the boot failed with status {guest.exit_status}; the guest's log says why")
         for leak in guest.leaks:
             _complain(f"{guest.name}: not given back: {leak}")
     if not exit_status:

@@ -32,6 +32,7 @@ Sections: the values (`WireSpec`, `NicSpec`, `GuestSpec`, `Board`), words, TOML.
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,8 @@ class WireSpec:
             raise ConfigError(f"wire {text!r}: 'none' takes no name and no options")
         if kind in OUTSIDE_WIRES and not name:
             raise ConfigError(f"wire {text!r} lacks a name; write {kind}:{'NAME' if kind == 'tap' else 'INTERFACE'}")
+        if kind in OUTSIDE_WIRES and not re.fullmatch(r"[^\s/:]{1,15}", name):
+            raise ConfigError(f"wire {text!r}: {name!r} is no name of an interface (1 to 15 characters)")
         vnet_hdr = False
         impairments = []
         for word in words:
@@ -244,7 +247,12 @@ class Board:
         return ": ".join(words)
 
     def check(self) -> None:
-        """Raises ConfigError for what only the whole board shows: a wire to the outside on the virtual clock."""
+        """Raises ConfigError for what only the whole board shows: a wire to the outside on the virtual clock.
+
+        Also for a clock that is none, since a board may be put together without a file.
+        """
+        if self.clock not in CLOCKS:
+            raise ConfigError(f"clock is 'real' or 'virtual', not {self.clock!r}")
         for guest in self.guests:
             for slot, nic in enumerate(guest.nics):
                 if self.clock == "virtual" and nic.wire.kind in OUTSIDE_WIRES:
@@ -330,8 +338,8 @@ def _board(table: dict[str, Any], where: str) -> Board:
     if clock not in CLOCKS:
         raise ConfigError(f"{where}: clock is 'real' or 'virtual', not {clock!r}")
     run = table.get("run")
-    if run is not None and (isinstance(run, bool) or not isinstance(run, int | float) or not run > 0):
-        raise ConfigError(f"{where}: run is a number of seconds above 0, not {run!r}")
+    if run is not None and (isinstance(run, bool) or not isinstance(run, int | float) or not 0 < run < math.inf):
+        raise ConfigError(f"{where}: run is a finite number of seconds above 0, not {run!r}")
     board = Board(guests, "virtual" if clock == "virtual" else "real", _get(table, "seed", int, 0, where), run, where)
     board.check()
     return board

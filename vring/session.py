@@ -16,6 +16,7 @@ Sections: `boot`, `Session`, `_Home` (the thread and its door).
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -186,6 +187,8 @@ class Session:
         """
         if self._closed:
             raise SessionError("the session is closed")
+        if seconds is not None and not math.isfinite(seconds):
+            raise ValueError(f"{seconds} seconds never end; leave them out for no limit")
         duration = None if seconds is None else round(seconds * SECOND)
         if self._home is not None:
             return self._home.run_until(predicate, duration)

@@ -99,7 +99,6 @@ class VirtioMmio:
         self.refusal = ""  # why FEATURES_OK stayed clear
         self.failure = ""  # the last rule that the driver broke; a reset does not wipe it out
         self._schedule = schedule
-        self._epoch = 0  # grows with each reset: work asked for before is then stale
         self._clear()
         device.transport = self
 
@@ -238,7 +237,6 @@ class VirtioMmio:
 
     def reset(self) -> None:
         """Back to the state after power-on; nothing of the old queues is touched any more (§2.4)."""
-        self._epoch += 1
         self._clear()
         self.device.reset()
         self.line.set_level(False)
@@ -285,6 +283,8 @@ class VirtioMmio:
         """Why this queue cannot become ready, or None."""
         if not self.status & VIRTIO_CONFIG_S_FEATURES_OK:
             return f"queue {index} was made ready before FEATURES_OK"
+        if self.status & VIRTIO_CONFIG_S_NEEDS_RESET:
+            return f"queue {index} was made ready although the device needs a reset"
         if queue.size > self.device.queue_sizes[index]:
             return f"queue {index}: size {queue.size} is above the maximum of {self.device.queue_sizes[index]}"
         areas = queue.addresses
@@ -311,12 +311,9 @@ class VirtioMmio:
         registers = self.queue_registers[queue]
         if not registers.kicked:
             registers.kicked = True
-            epoch = self._epoch
-            self._schedule(lambda: self._work(queue, epoch))
+            self._schedule(lambda: self._work(queue))
 
-    def _work(self, index: int, epoch: int) -> None:
-        if epoch != self._epoch:
-            return
+    def _work(self, index: int) -> None:
         self.queue_registers[index].kicked = False
         if self.device.queues[index] is not None:
             self.device.kick(index)
@@ -341,5 +338,6 @@ class VirtioMmio:
         self.failure = f"queue {queue}: {reason}"
         self.counters["queue_failed"] += 1
         self.device.set_queue(queue, None)
+        self.queue_registers[queue].ready = False
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET
         self.notify_config()

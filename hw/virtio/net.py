@@ -33,6 +33,7 @@ RX, TX = net.RECEIVEQ1, net.TRANSMITQ1
 VLAN_TAG = 4
 TX_BATCH = 64  # frames handed to the wire at once
 PULL_BUDGET = 64  # frames read from a descriptor before others get a turn
+RECEIVE_FLAGS = net.VIRTIO_NET_HDR_F_NEEDS_CSUM | net.VIRTIO_NET_HDR_F_DATA_VALID
 
 # What the device can do; all of it is offered unless options say otherwise.
 OFFERED = features(
@@ -80,6 +81,7 @@ class VirtioNet(VirtioDevice, Receiver):
         self._mergeable = False
         self._frame_max = FRAME_MAX
         self._receive_max = FRAME_MAX
+        self._receive_flags = 0
         self._running = False
         self._posted: deque[Chain] = deque()  # taken from the receive queue, not yet filled
         self._paused = False  # the wire holds frames back until buffers are posted
@@ -127,6 +129,8 @@ class VirtioNet(VirtioDevice, Receiver):
             limit = self.mtu + ETHERNET_HEADER + VLAN_TAG
         self._frame_max = limit
         # The largest frame that posted buffers must be able to take at once (§5.1.9.3.1).
+        guest_csum = features >> net.VIRTIO_NET_F_GUEST_CSUM & 1
+        self._receive_flags = RECEIVE_FLAGS if guest_csum else 0
         self._receive_max = FRAME_MAX if features & TO_DRIVER.segmentation else min(limit, FRAME_MAX)
         self._running = True
         for index in (RX, TX):
@@ -229,7 +233,10 @@ class VirtioNet(VirtioDevice, Receiver):
         if why:
             self.counters["tx_dropped_" + why] += 1
             return None
-        return (header[: net.NET_HEADER.size] if flags or gso_type else None), views
+        if not flags & net.VIRTIO_NET_HDR_F_NEEDS_CSUM:
+            return None, views
+        # Of the flags only this one is the driver's to set (§5.1.9.2.1); what else it says vouches for nothing.
+        return bytes((net.VIRTIO_NET_HDR_F_NEEDS_CSUM,)) + header[1 : net.NET_HEADER.size], views
 
     def _send(self, queue: SplitQueue, frames: list[Frame], chains: list[Chain]) -> None:
         """Hand frames to the wire and their chains back to the driver; keep those that the wire has no room for."""
@@ -296,12 +303,13 @@ class VirtioNet(VirtioDevice, Receiver):
         if queue is None:
             return
         try:
-            queue.disable_kicks()
             if not self._paused:
-                return
-            if queue.available() or self._posted:
+                queue.disable_kicks()
+            elif queue.available():
+                queue.disable_kicks()
                 self._paused = False
                 self.link.resume()
+            # Otherwise the kick announced nothing: the next one is still needed.
         except QueueError as error:
             self._fail(RX, error)
 
@@ -351,8 +359,8 @@ class VirtioNet(VirtioDevice, Receiver):
             room += chain.writable_length
         if room < need:
             self._posted.extendleft(reversed(chains))
-            # With mergeable buffers more may come, unless all that the queue can hold are here already.
-            if self._mergeable and len(self._posted) < queue.size:
+            # With mergeable buffers more may come, unless all descriptors of the queue are here already.
+            if self._mergeable and sum(chain.descriptors for chain in self._posted) < queue.size:
                 return False
             self.counters["rx_dropped_too_long"] += 1
             return True
@@ -378,8 +386,11 @@ class VirtioNet(VirtioDevice, Receiver):
         return TO_DRIVER.refuses(self.negotiated, header, length)
 
     def _header(self, header: Buffer | None, num_buffers: int) -> bytes:
-        """The header as the driver reads it: the wire's, with `num_buffers`, as long as negotiated."""
-        fields = net.ZERO_HEADER if header is None else bytes(header)
+        """The header as the driver reads it: the wire's with `num_buffers`, as long as negotiated.
+
+        Flags that the driver does not know of are zero, all of them without GUEST_CSUM (§5.1.9.4.1).
+        """
+        fields = net.ZERO_HEADER if header is None else bytes((header[0] & self._receive_flags,)) + header[1:]
         return (fields[: net.NUM_BUFFERS_OFFSET] + struct.pack("<H", num_buffers)).ljust(self.header_length, b"\0")
 
     def _complete(self, queue: SplitQueue, chains: list[Chain], written: int) -> None:

@@ -61,9 +61,10 @@ class Chain:
         head: index of its first descriptor, to be given back with `push`.
         readable, writable: views into guest RAM, in order, none of them empty.
         readable_length, writable_length: bytes in each part.
+        descriptors: how many of the queue's own descriptors it takes; an indirect table is one.
     """
 
-    __slots__ = ("head", "readable", "readable_length", "writable", "writable_length")
+    __slots__ = ("descriptors", "head", "readable", "readable_length", "writable", "writable_length")
 
     def __init__(self, head: int) -> None:
         self.head = head
@@ -71,6 +72,7 @@ class Chain:
         self.writable: list[memoryview] = []
         self.readable_length = 0
         self.writable_length = 0
+        self.descriptors = 0
 
 
 def check_areas(memory: GuestMemory, size: int, desc: int, driver: int, device: int) -> str | None:
@@ -200,6 +202,7 @@ class SplitQueue:
             if flags & VRING_DESC_F_INDIRECT:
                 if nested:
                     raise QueueError("an indirect descriptor inside an indirect table (virtio 1.4 §2.7.5.3.1)")
+                chain.descriptors = steps
                 table, entries = self._open_indirect(addr, length, flags)
                 nested, index, steps, limit = True, 0, 0, entries
                 continue
@@ -209,6 +212,8 @@ class SplitQueue:
             if length:
                 self._add(chain, addr, length, bool(flags & VRING_DESC_F_WRITE))
             if not flags & VRING_DESC_F_NEXT:
+                if not nested:
+                    chain.descriptors = steps
                 return
             index = word >> 48
 
