@@ -5,7 +5,8 @@ Promises:
 - Deferred work runs after the interrupt handler that asked for it, in the order in which it was asked for, one slice a
   turn; a slice that says it has more to do goes to the end of the line, so no device starves another.
 - An interrupt that nobody handles is counted; after `SPURIOUS_LIMIT` in a row the line is masked, so that a storm
-  cannot take the machine. `IrqTable.rearm` opens it again.
+  cannot take the machine. A timer opens it again, so that a storm which ends leaves nobody deaf; the pauses double from
+  `PAUSE_FIRST` to `PAUSE_MAX` until an interrupt is handled.
 
 Sections: `Timers`, `DeferredWork`, `IrqTable`, `Services`.
 """
@@ -16,11 +17,18 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from guest.dma import DmaPool
 from guest.platform import Irq, Platform
 
 SPURIOUS_LIMIT = 1000
+PAUSE_FIRST = 10_000  # microseconds that a line is masked after its first storm
+PAUSE_MAX = 10_000_000
+
+
+def _silent(_line: str) -> None:
+    """The log of a kernel that nobody listens to."""
 
 
 class Timer:
@@ -116,18 +124,28 @@ class DeferredWork:
 
 
 class IrqTable:
-    """Which handler serves which line. A handler returns whether the interrupt was its device's."""
+    """Which handler serves which line. A handler returns whether the interrupt was its device's.
 
-    def __init__(self, irq: Irq) -> None:
+    Args:
+        irq: the interrupt controller.
+        timers: open a line again that a storm had closed; without them only `rearm` and `request` do.
+        log: is told of each storm.
+    """
+
+    def __init__(self, irq: Irq, timers: Timers | None = None, log: Callable[[str], None] = _silent) -> None:
         self._irq = irq
+        self._timers = timers
+        self._log = log
         self._handlers: dict[int, list[Callable[[], bool]]] = {}
         self._unhandled: Counter[int] = Counter()
+        self._pauses: dict[int, int] = {}  # by line: how long its last storm had it masked
+        self._rearms: dict[int, Timer] = {}
         self.counters: Counter[str] = Counter()
 
     def request(self, line: int, handler: Callable[[], bool]) -> None:
-        """Call `handler` when `line` interrupts, after those that asked before."""
+        """Call `handler` when `line` interrupts, after those that asked before; a storm's count starts anew."""
         self._handlers.setdefault(line, []).append(handler)
-        self._irq.unmask(line)
+        self.rearm(line)
 
     def release(self, line: int, handler: Callable[[], bool]) -> None:
         """Do not call `handler` any more; the line is masked with its last handler."""
@@ -135,6 +153,7 @@ class IrqTable:
         if handler in handlers:
             handlers.remove(handler)
         if not handlers:
+            self._stop_rearm(line)
             self._irq.mask(line)
 
     def dispatch(self, line: int) -> None:
@@ -145,21 +164,38 @@ class IrqTable:
             handled = handler() or handled
         if handled:
             self._unhandled[line] = 0
+            if self._pauses:
+                self._pauses.pop(line, None)
             return
         self.counters["spurious"] += 1
         self._unhandled[line] += 1
         if self._unhandled[line] >= SPURIOUS_LIMIT:
-            self.counters["masked"] += 1
-            self._irq.mask(line)
+            self._close(line)
+
+    def _close(self, line: int) -> None:
+        """Mask a line that storms; for a while, when somebody listens to it."""
+        self._unhandled[line] = 0
+        self.counters["masked"] += 1
+        self._irq.mask(line)
+        self._stop_rearm(line)
+        how_long = ""
+        if self._timers is not None and self._handlers.get(line):
+            pause = min(2 * self._pauses[line], PAUSE_MAX) if line in self._pauses else PAUSE_FIRST
+            self._pauses[line] = pause
+            self._rearms[line] = self._timers.after(pause, partial(self.rearm, line))
+            how_long = f" for {pause // 1000} ms"
+        self._log(f"irq {line}: {SPURIOUS_LIMIT} interrupts that nobody wanted; masked{how_long}")
 
     def rearm(self, line: int) -> None:
         """Listen to a line again that a storm had closed."""
+        self._stop_rearm(line)
         self._unhandled[line] = 0
         self._irq.unmask(line)
 
-
-def _silent(_line: str) -> None:
-    """The log of a kernel that nobody listens to."""
+    def _stop_rearm(self, line: int) -> None:
+        timer = self._rearms.pop(line, None)
+        if timer is not None:
+            timer.cancel()
 
 
 @dataclass
@@ -183,11 +219,6 @@ class Services:
     @classmethod
     def of(cls, platform: Platform, dma: DmaPool, log: Callable[[str], None] = _silent) -> Services:
         """The usual set for `platform`."""
-        return cls(
-            platform,
-            dma,
-            Timers(platform.now),
-            DeferredWork(platform.wake),
-            IrqTable(platform.irq),
-            log,
-        )
+        timers = Timers(platform.now)
+        irqs = IrqTable(platform.irq, timers, log)
+        return cls(platform, dma, timers, DeferredWork(platform.wake), irqs, log)

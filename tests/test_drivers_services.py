@@ -7,7 +7,7 @@ import pytest
 from guest.drivers.loopback import Loopback
 from guest.net.device import IFF_LOOPBACK, IFF_UP
 from guest.net.pbuf import Lease, PacketBuffer
-from guest.services import SPURIOUS_LIMIT, DeferredWork, IrqTable, Timers
+from guest.services import PAUSE_MAX, SPURIOUS_LIMIT, DeferredWork, IrqTable, Timers
 from tests.scripted_device import ScriptedMachine
 
 # -- loopback ----------------------------------------------------------------------------------------------------
@@ -189,6 +189,76 @@ def test_a_storm_that_nobody_handles_is_masked_until_rearmed() -> None:
     assert table.counters["spurious"] == SPURIOUS_LIMIT
     table.rearm(5)
     assert 5 not in controller.masked
+
+
+class StormyLine:
+    """An interrupt table on a clock moved by hand, and line 5 with a handler that wants interrupts or does not."""
+
+    def __init__(self) -> None:
+        self.time = Time()
+        self.controller = Controller()
+        self.timers = Timers(lambda: self.time.now)
+        self.lines: list[str] = []
+        self.table = IrqTable(self.controller, self.timers, self.lines.append)
+        self.wanted = False
+        self.table.request(5, self.handler)
+
+    def handler(self) -> bool:
+        return self.wanted
+
+    def storm(self, count: int = SPURIOUS_LIMIT) -> None:
+        for _ in range(count):
+            self.table.dispatch(5)
+
+    def pause(self) -> int:
+        """A storm; how long the line is masked after it."""
+        self.storm()
+        assert 5 in self.controller.masked
+        due = self.timers.next_deadline()
+        assert due is not None
+        pause, self.time.now = due - self.time.now, due
+        self.timers.run_due()
+        assert 5 not in self.controller.masked
+        return pause
+
+
+def test_the_pauses_after_storms_double_until_an_interrupt_is_handled() -> None:
+    line = StormyLine()
+    assert [line.pause() // 1000 for _ in range(4)] == [10, 20, 40, 80]
+    assert line.lines[1:2] == ["irq 5: 1000 interrupts that nobody wanted; masked for 20 ms"]
+    assert [line.pause() for _ in range(10)][-3:] == [PAUSE_MAX] * 3
+    line.wanted = True
+    line.table.dispatch(5)
+    line.wanted = False
+    assert line.pause() == 10_000
+    assert len(line.lines) == 15, "one line a storm"
+
+
+def test_a_new_handler_opens_a_masked_line_and_starts_the_count_anew() -> None:
+    line = StormyLine()
+    line.storm(SPURIOUS_LIMIT - 1)
+    line.table.request(5, lambda: False)
+    line.storm(SPURIOUS_LIMIT - 1)
+    assert 5 not in line.controller.masked
+    line.storm(1)
+    assert 5 in line.controller.masked
+    line.table.request(5, lambda: False)
+    assert 5 not in line.controller.masked
+    assert line.timers.next_deadline() is None, "the timer is not needed any more"
+
+
+def test_a_line_that_nobody_listens_to_stays_masked() -> None:
+    line = StormyLine()
+    line.storm()
+    line.table.release(5, line.handler)
+    assert line.timers.next_deadline() is None
+    assert 5 in line.controller.masked
+    line.table.rearm(6)
+    for _ in range(SPURIOUS_LIMIT):
+        line.table.dispatch(6)
+    assert 6 in line.controller.masked
+    assert line.timers.next_deadline() is None
+    assert line.lines[-1] == "irq 6: 1000 interrupts that nobody wanted; masked"
 
 
 def test_a_shared_line_calls_all_handlers_even_when_one_leaves() -> None:

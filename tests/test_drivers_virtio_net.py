@@ -118,6 +118,19 @@ def test_without_merging_a_buffer_holds_a_whole_frame(machine: ScriptedMachine) 
     assert length >= 12 + 14 + 9000
 
 
+@pytest.mark.parametrize("entries", [1, 2, 4])
+def test_with_merging_all_buffers_together_hold_a_whole_frame(machine: ScriptedMachine, entries: int) -> None:
+    machine.device.set_config(mtu=9000)
+    machine.device.queue_max = {RX: entries, TX: entries}
+    driver, inbox = machine.driver()
+    for number in range(20):
+        machine.device.receive(frame_of(9018, number))
+        machine.settle()
+        assert inbox.popleft().tobytes() == frame_of(9018, number)
+        assert driver.transmit([packet_of(9014, number)]) == 1
+        assert machine.device.transmitted() == [frame_of(9014, number)]
+
+
 # -- sending -----------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +238,26 @@ def test_sent_buffers_interrupt_only_when_the_ring_gets_crowded(machine: Scripte
     machine.settle()
     assert driver.tx.ring.in_flight == 0, "taken back by the poll"
     assert not wants_interrupt()
+
+
+@pytest.mark.parametrize("wanted", [WANTED, WANTED & ~EVENT_IDX], ids=["event_idx", "flags"])
+def test_buffers_sent_before_the_interrupt_is_asked_for_are_taken_back(machine: ScriptedMachine, wanted: int) -> None:
+    driver, _ = machine.driver(wanted=wanted)
+    device = machine.device
+    write = device.mmio_write
+
+    def eager(offset: int, size: int, value: int) -> None:
+        """A device that sends inside the doorbell, and keeps silent as it was told."""
+        write(offset, size, value)
+        if offset == reg.VIRTIO_MMIO_QUEUE_NOTIFY:
+            device.transmitted()
+
+    device.mmio_write = eager  # type: ignore[method-assign]
+    device.tx.want_kicks()
+    assert driver.transmit([packet_of(60, number) for number in range(100)]) == 100
+    assert device.tx.used_idx == 100
+    assert driver.tx.ring.in_flight == 0, "no interrupt may come for them"
+    assert len(driver.tx.pool.free) == 128
 
 
 def test_sent_buffers_are_taken_back_without_another_packet(machine: ScriptedMachine) -> None:
@@ -374,6 +407,27 @@ def test_a_reader_that_never_reads_does_not_starve_the_ring(machine: ScriptedMac
     assert all(packet.keep() is not packet for packet in lent), "whoever queues now, copies"
     del lent
     inbox.clear()
+    assert len(driver.rx.pool.free) == 128
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2, 3, 4, 5])
+def test_a_merged_frame_is_whole_when_few_buffers_or_none_can_be_lent(machine: ScriptedMachine, spare: int) -> None:
+    machine.device.set_config(mtu=9000)
+    driver, inbox = machine.driver()
+    for number in range(128 - spare):
+        machine.device.receive(frame_of(1000, number))
+        machine.settle()
+    held = list(inbox)
+    inbox.clear()
+    assert len(driver.rx.pool.free) == spare
+    for number in range(60):
+        machine.device.receive(frame_of(9014, number))
+        machine.settle()
+        assert machine.device.rx.waiting() == 256, "the ring is always refilled"
+    assert [packet.tobytes() for packet in inbox] == [frame_of(9014, number) for number in range(60)]
+    assert [packet.tobytes() for packet in held] == [frame_of(1000, number) for number in range(128 - spare)]
+    inbox.clear()
+    held.clear()
     assert len(driver.rx.pool.free) == 128
 
 

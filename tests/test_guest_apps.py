@@ -161,7 +161,7 @@ def test_ping_that_is_killed_prints_its_statistics(board: Board, host: tuple[Gue
 
 
 def test_flood_ping_lets_others_run(board: Board, host: tuple[Guest, Peer]) -> None:
-    status, output = run(board, host[0], "ping 10.0.0.1 -c 1000 -i 0 -q")
+    status, output = run(board, host[0], "ping 10.0.0.1 -c 1000 -i 0.001 -q")
     assert status == 0
     assert "1000 packets transmitted, 1000 received, 0% packet loss" in output[-2]
 
@@ -170,7 +170,7 @@ def test_flood_ping_lets_others_run(board: Board, host: tuple[Guest, Peer]) -> N
     "line",
     [
         "ping", "ping 10.0.0.1 10.0.0.2", "ping host", "ping 10.0.0.1 -c 0", "ping 10.0.0.1 -c x",
-        "ping 10.0.0.1 -s 65508", "ping 10.0.0.1 -i -1", "ping 10.0.0.1 -W soon",
+        "ping 10.0.0.1 -s 65508", "ping 10.0.0.1 -i -1", "ping 10.0.0.1 -i 0", "ping 10.0.0.1 -W soon",
         "ping 10.0.0.1 -z", "ping 10.0.0.1 -c", "ping ::1",
         "sniff eth0 eth1", "sniff -c 0", "sniff -t x", "ifconfig a b", "ifconfig -z", "idle 1 2", "idle soon",
     ],
@@ -182,6 +182,22 @@ def test_wrong_usage_is_status_2_with_usage_text(board: Board, line: str) -> Non
     assert status == 2
     assert output[0].startswith(f"{name}: ")
     assert output[1].startswith(f"usage: {name}")
+
+
+@pytest.mark.parametrize("interval", ["0", "0.0", "1e-9", "0.0009"])
+def test_ping_leaves_time_between_requests(board: Board, interval: str) -> None:
+    guest = board.boot("")
+    status, output = run(board, guest, f"ping 127.0.0.1 -c 100 -i {interval}", 0.1)
+    assert status == 2
+    assert output[0].splitlines()[0] == f"ping: -i {interval}: at least 0.001 seconds are needed"
+
+
+def test_time_passes_under_the_fastest_ping_of_the_loopback(board: Board) -> None:
+    guest = board.boot("")
+    process = guest.spawn("ping", "127.0.0.1", "-i", "0.001", "-q")
+    board.run(0.5)
+    guest.scheduler.kill(process)
+    assert "500 packets transmitted, 500 received, 0% packet loss" in "\n".join(guest.log.output)
 
 
 # -- the others ----------------------------------------------------------------------------------------------------

@@ -18,13 +18,14 @@ from guest.net.icmp import EchoReply
 
 USAGE = """usage: ping ADDRESS [-c COUNT] [-i SECONDS] [-s SIZE] [-W SECONDS] [-q]
   -c COUNT    stop after so many requests (default: go on for ever)
-  -i SECONDS  time between requests (default 1)
+  -i SECONDS  time between requests (default 1, at least 0.001)
   -s SIZE     bytes of payload (default 56)
   -W SECONDS  how long to wait for replies after the last request (default 1)
   -q          print nothing but the summary"""
 
 SIZE_MAX = 65507  # what is left of an IP packet behind its header and ICMP's
 HEADERS = 28
+INTERVAL_MIN = 1000  # microseconds; with none between requests, time that only idleness moves would stand still
 
 
 class _Session:
@@ -148,6 +149,8 @@ def main(env: Env, argv: list[str]) -> int:
             raise UsageError(f"{rest[0]}: only IPv4 in this version")
         count = whole("-c", chosen["-c"], 1, 1 << 32) if "-c" in chosen else None
         interval = seconds("-i", chosen.get("-i", "1"))
+        if interval < INTERVAL_MIN:
+            raise UsageError(f"-i {chosen['-i']}: at least 0.001 seconds are needed")
         size = whole("-s", chosen.get("-s", "56"), 0, SIZE_MAX)
         patience = seconds("-W", chosen.get("-W", "1"))
     except (UsageError, AddressError) as error:

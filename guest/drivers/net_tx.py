@@ -43,7 +43,8 @@ class TransmitQueue:
     Args:
         dma: where the slab comes from.
         ring_size: buffers in it.
-        mtu: bytes of the largest IP packet; with its Ethernet header it has to fit into `CHAIN_MAX` buffers.
+        mtu: bytes of the largest IP packet; buffers are so large that its frame fits into `CHAIN_MAX` of them, and into
+            half the ring (the whole of a ring of one entry).
         counters: the device's.
         notify: rings the queue's doorbell.
 
@@ -56,7 +57,9 @@ class TransmitQueue:
         self, dma: DmaPool, ring_size: int, mtu: int, counters: Counter[str], notify: Callable[[], None]
     ) -> None:
         size = BUFFER_SIZE
-        while size * CHAIN_MAX < mtu + ETHERNET_HEADER + VLAN_TAG + 32:
+        # Half the ring, so that a large frame leaves room for the ARP reply that goes with it.
+        chain_max = max(1, min(CHAIN_MAX, ring_size // 2))
+        while size * chain_max < mtu + ETHERNET_HEADER + VLAN_TAG + 32:
             size *= 2
         self.ring_size = ring_size
         self.pool = BufferPool(dma, ring_size, size, "to-device")

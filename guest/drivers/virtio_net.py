@@ -178,16 +178,18 @@ class VirtioNetDriver(NetDevice):
             mac = self._random_mac
         self.mac = mac
 
-    def _buffer_size(self) -> int:
-        """Bytes of a receive buffer: a whole frame when buffers are not merged (§5.1.9.3.1)."""
-        if self.features >> abi.VIRTIO_NET_F_MRG_RXBUF & 1:
-            return RX_BUFFER
+    def _buffer_size(self, entries: int) -> int:
+        """Bytes of each of `entries` receive buffers: one holds a whole frame, or all together do where they are merged
+        (§5.1.9.3.1).
+        """
         need = abi.header_length(self.features) + ETHERNET_HEADER + VLAN_TAG + self.mtu
+        if self.features >> abi.VIRTIO_NET_F_MRG_RXBUF & 1:
+            need = -(-need // entries)
         return max(RX_BUFFER, -(-need // 64) * 64)
 
     def _rx_entries(self) -> int:
         entries = self._sizes[0]
-        while entries > 1 and (entries + entries // 2) * self._buffer_size() > RX_POOL_MAX:
+        while entries > 1 and (entries + entries // 2) * self._buffer_size(entries) > RX_POOL_MAX:
             entries //= 2
         return entries
 
@@ -200,7 +202,7 @@ class VirtioNetDriver(NetDevice):
     def _build(self, rx_size: int, tx_size: int) -> None:
         """Make the buffers, for the driver's life."""
         dma, transport = self._services.dma, self.transport
-        rx = ReceiveQueue(dma, rx_size, self._buffer_size(), self.counters)
+        rx = ReceiveQueue(dma, rx_size, self._buffer_size(rx_size), self.counters)
         try:
             self.tx = TransmitQueue(
                 dma, tx_size, self.mtu, self.counters, lambda: transport.notify(abi.TRANSMITQ1)
