@@ -81,3 +81,32 @@ def answer_pings(fd: int, mac: bytes, address: bytes, stop: int) -> None:
                 checksum = struct.unpack_from("!H", frame, 36)[0] + 0x800
                 struct.pack_into("!H", frame, 36, (checksum & 0xFFFF) + (checksum >> 16))
                 os.write(fd, memoryview(frame)[:length])
+
+
+def echo_datagrams(fd: int, mac: bytes, address: bytes, stop: int) -> None:
+    """Answer ARP and send UDP datagrams back, on a TAP, until `stop` is readable. The checksums are right as they are:
+    no sum changes when source and destination change places.
+    """
+    epoll = select.epoll()
+    epoll.register(fd, select.EPOLLIN)
+    epoll.register(stop, select.EPOLLIN)
+    frame = bytearray(2048)
+    view = memoryview(frame)
+    while True:
+        for ready, _ in epoll.poll():
+            if ready == stop:
+                return
+            for _ in range(64):
+                try:
+                    length = os.readv(fd, [frame])
+                except BlockingIOError:
+                    break
+                if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\1" and frame[38:42] == address:
+                    os.write(fd, frame[6:12] + mac + frame[12:20] + b"\0\2" + mac + address + frame[22:32])
+                elif frame[12:14] == b"\x08\0" and frame[23] == 17 and frame[30:34] == address:
+                    if sum(struct.unpack_from("!10H", frame, 14)) % 65535:
+                        continue
+                    frame[0:6], frame[6:12] = frame[6:12], mac
+                    frame[26:30], frame[30:34] = frame[30:34], frame[26:30]
+                    frame[34:36], frame[36:38] = frame[36:38], frame[34:36]
+                    os.write(fd, view[:length])

@@ -1,7 +1,8 @@
 """The boot, in two stages, as LING orders them; each step leaves a line in the log.
 
-Stage 1: memory, events, clock, drivers, the IP stack with its loopback, and last the front ends, eth0 and on until the
-first gap. After it front ends run and there is no network interface.
+Stage 1: memory, events, clock, drivers, the IP stack with its loopback, the resolver, and last the front ends, eth0 and
+on until the first gap. After it front ends run and there is no network interface. The settings on the command line
+(`net.rx_ring=64`, `-ip6`) count from here on; a mistake in it is reported in stage 2, where the guest then halts.
 Stage 2: the scheduler starts, and process 1, init, gets the command line (guest/init.py).
 
 The stages are two turns, with the machine's interrupts between them.
@@ -12,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from guest.cmdline import CommandLineError, parse
+from guest.cmdline import BootOptions, CommandLineError, parse
 from guest.dma import PAGE, DmaPool
 from guest.drivers.loopback import Loopback
 from guest.drivers.registry import probe_devices, standard_grid
 from guest.fe import FrontEnd
 from guest.init import init
+from guest.names import calls_init, resolver_init
 from guest.net.address import format_address, format_mac
+from guest.net.config import NetConfig
 from guest.net.interface import Interface
 from guest.net.pbuf import PacketBuffer
 from guest.net.stack import Stack
@@ -44,11 +47,15 @@ def stage1(guest: Guest) -> None:
     guest.services = services = Services.of(platform, pool, log)
     log("stage 1: events: interrupts and deferred work")
     log("stage 1: clock: timers run")
-    guest.grid = standard_grid()
+    options = _options(guest)
+    _configure(guest, options)
+    guest.grid = standard_grid(guest.config.rx_ring, guest.config.tx_ring)
     guest.devices = probe_devices(services, guest.grid)
     log(f"stage 1: drivers: {len(guest.devices)} network devices")
-    guest.stack = _stack_init(guest)
+    guest.stack = _stack_init(guest, options)
+    guest.resolver = resolver_init(guest, options.settings)
     guest.scheduler = Scheduler(services.timers, platform.wake, log)
+    guest.calls = calls_init(guest)
     guest.outlets = Outlets(guest.fes, guest.scheduler, log)
     log("stage 1: stack: lo is up")
     for index, device in enumerate(guest.devices):
@@ -57,9 +64,26 @@ def stage1(guest: Guest) -> None:
     log(f"stage 1: front ends: {len(guest.fes)}")
 
 
-def _stack_init(guest: Guest) -> Stack:
+def _options(guest: Guest) -> BootOptions:
+    """The command line; none at all where it has a mistake."""
+    try:
+        return parse(guest.platform.cmdline)
+    except CommandLineError:
+        return BootOptions()
+
+
+def _configure(guest: Guest, options: BootOptions) -> None:
+    """The guest's settings: those it was made with, and over them those of the command line."""
+    values = options.settings.values
+    if "mtu" in values:
+        guest.mtu_limit = values["mtu"]
+    guest.config = options.settings.over(guest.config)
+
+
+def _stack_init(guest: Guest, options: BootOptions) -> Stack:
     """The stack, its loopback carried by the device `lo`, and its events told to the log."""
-    stack = Stack(now=guest.platform.now, rng=guest.platform.rng, log=guest.log.write)
+    config = NetConfig(ipv6=options.ip6)
+    stack = Stack(now=guest.platform.now, rng=guest.platform.rng, config=config, log=guest.log.write)
     guest.lo = lo = Loopback(guest.services)
     guest.grid.add_link(lo)
     lo.receiver = stack.loopback.input
@@ -71,6 +95,8 @@ def _stack_init(guest: Guest) -> Stack:
         if event == "conflict" and isinstance(detail, tuple):
             detail = f"{format_address(detail[0])} is claimed by {format_mac(detail[1])}"
         guest.log.write(f"{event}: {interface.name} {detail}")
+        if event == "dns":
+            guest.resolver.set_servers("routers", stack.dns_servers)
 
     stack.loopback.link.transmit = through_lo
     stack.subscribe(tell)
@@ -102,6 +128,11 @@ def shut_down(guest: Guest) -> None:
     leaks = guest.leaks
     leaks += [f"{outlet} outlived its owner" for outlet in guest.outlets]
     guest.outlets.close()
+    guest.calls.fds.close_all()
+    for dhcp in guest.dhcp_clients:
+        dhcp.close()
+    guest.resolver.close()
+    leaks += [f"UDP port {end.local[1]} is still bound" for end in guest.stack.udp.ports]
     if guest.ni is not None:
         guest.ni.close()
     for fe in guest.fes:

@@ -6,7 +6,8 @@ as is an option that nobody knows.
 
 Promises:
 - Words are separated by blanks; '…' and "…" quote.
-- A word that stands before every option, or has the form `name=value`, belongs to the kernel and its drivers.
+- A word that stands before every option, or has the form `name=value`, belongs to the kernel and its drivers. Those
+  that start with `net.` are settings: `net.rx_ring=64 net.mtu=1400 net.dns=10.0.0.3`; guest/config.py has the list.
 - Of an option that is given twice the last one counts; every `-s` counts.
 - What follows `-s PROGRAM` up to the next `-s` is the program's. A quoted `-s "ping 10.0.0.1 -s 1400"` is complete in
   itself, and options may follow it.
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+
+from guest.config import Settings, parse_settings
 
 EXAMPLES = {
     "-ipaddr": "-ipaddr 10.0.0.2",
@@ -54,10 +57,11 @@ class BootOptions:
     Attributes:
         ipaddr, netmask, gateway: dotted quads, None where not given.
         dhcp: ask a DHCP server; it wins over a static address.
-        dhcp_timeout: microseconds to wait for it; None is for ever.
+        dhcp_timeout: microseconds after which the programs start without an address; None is never.
         ip6: configure IPv6 too.
         start: the programs to start, in order.
         kernel: words for the kernel and its drivers, in order.
+        settings: what those of them that start with `net.` say.
     """
 
     ipaddr: str | None = None
@@ -68,6 +72,7 @@ class BootOptions:
     ip6: bool = False
     start: tuple[StartProgram, ...] = ()
     kernel: tuple[str, ...] = field(default=())
+    settings: Settings = field(default_factory=Settings)
 
     @property
     def networked(self) -> bool:
@@ -138,6 +143,10 @@ def parse(text: str) -> BootOptions:
             values[option] = _address(option, values[option])
     if "-dhcp-timeout" in values and "-dhcp" not in switches:
         raise CommandLineError(f"-dhcp-timeout means nothing without -dhcp, as in: {EXAMPLES['-dhcp-timeout']}")
+    try:
+        settings = parse_settings(kernel)
+    except ValueError as error:
+        raise CommandLineError(str(error)) from None
     return BootOptions(
         ipaddr=values.get("-ipaddr"),
         netmask=values.get("-netmask"),
@@ -147,6 +156,7 @@ def parse(text: str) -> BootOptions:
         ip6="-ip6" in switches,
         start=tuple(start),
         kernel=tuple(kernel),
+        settings=settings,
     )
 
 

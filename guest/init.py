@@ -1,7 +1,7 @@
 """Process 1 and the boot process: network set-up, the messages between them, and the programs to start.
 
     boot                        init
-     │ setup(): status callback ─→ "netif_up"
+     │ setup(): status callback ─→ "netif_up", with -dhcp once there is a lease
      │ blocked                     │
      │ ←─────────── "start_em" ────┘
      │ starts the programs, ends
@@ -9,20 +9,24 @@
 
 Promises:
 - `setup` is called exactly when the command line has a network option; without one nothing waits.
-- No program starts before `netif_up` has reached init, when the guest is networked.
+- No program starts before `netif_up` has reached init, when the guest is networked; with `-dhcp` that is after the
+  server's ACK, however long it takes, unless `-dhcp-timeout` says how long to wait. Then the boot goes on without an
+  address, and the client goes on looking for one.
 - When all programs of the command line have ended, the guest halts with the status of the last one that ended with
   another than 0. Without programs it runs for ever.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from guest.apps import EX_NOT_FOUND
 from guest.cmdline import BootOptions
 from guest.fe import FrontEnd
+from guest.names import start_dhcp
 from guest.net.address import AddressError, netmask_length
-from guest.net.device import IFF_UP
+from guest.net.config import SECOND
 from guest.net.interface import Interface
 from guest.ni import NetworkInterface
 from guest.sys.scheduler import Process
@@ -50,6 +54,10 @@ def init(guest: Guest, options: BootOptions) -> int:
                 if not released:
                     released = True
                     scheduler.send(boot, "start_em")
+            case "dhcp_timeout":  # sent once, and only while the boot waits
+                log("init: no address yet; the programs start without")
+                released = True
+                scheduler.send(boot, "start_em")
             case ("started", int(count)):
                 running = count
             case ("ended", str(name), int(ended)):
@@ -95,28 +103,23 @@ def _report(guest: Guest, init_process: Process, name: str, status: int) -> None
 
 
 def setup(guest: Guest, options: BootOptions) -> bool:
-    """Make the network interface at FE/0: add it, set its status callback, make it the default, set it up.
+    """Make the network interface at FE/0: add it, set its status callback, make it the default; then start DHCP, or
+    give it its address and set it up.
 
-    Returns False when there is no front end (the options are ignored, with a line in the log) or when something is
-    asked for that this version has not (the guest halts).
+    Returns False when there is no front end (the options are ignored, with a line in the log) or when an option cannot
+    be used (the guest halts).
     """
     log = guest.log.write
     if not guest.fes:
         log("setup: no network card was found; the network options are ignored")
         return False
-    for wanted, what in ((options.dhcp, "-dhcp: the DHCP client"), (options.ip6, "-ip6: IPv6")):
-        if wanted:
-            log(f"setup: {what} is not available in this version")
-            guest.halt(EX_CONFIG)
-            return False
     fe = guest.fes[0]
-    for option, value in (("-ipaddr", options.ipaddr), ("-netmask", options.netmask), ("-gateway", options.gateway)):
-        if value is None:
-            log(f"setup: no {option}, it is {ANY}")
-    address, netmask, gateway = options.ipaddr or ANY, options.netmask or ANY, options.gateway or ANY
+    address, netmask, gateway = _static(guest, options)
     _drain(guest, fe)
     guest.ni = NetworkInterface(fe, guest.stack)
     interface = guest.ni.interface
+    if guest.mtu_limit is not None and guest.mtu_limit < interface.mtu:
+        interface.set_mtu(guest.mtu_limit)
     try:
         if address != ANY:
             interface.add_address(address, netmask_length(netmask))
@@ -124,18 +127,57 @@ def setup(guest: Guest, options: BootOptions) -> bool:
         log(f"setup: {error}")
         guest.halt(EX_CONFIG)
         return False
-    log(f"setup: interface {interface.name} added at FE/0, address {address}, netmask {netmask}, gateway {gateway}")
-    interface.status_callback = lambda changed: _status(guest, changed)
+    what = "address by DHCP" if options.dhcp else f"address {address}, netmask {netmask}, gateway {gateway}"
+    log(f"setup: interface {interface.name} added at FE/0, {what}")
+    interface.status_callback = Status(guest, options.dhcp)
     log(f"setup: status callback of {interface.name} set")
     guest.stack.default = interface
-    if options.gateway and options.ipaddr and netmask == ANY:
+    if ANY not in (gateway, address) and netmask == ANY:
         log("setup: with that netmask every address is a neighbour; the gateway is not used")
     elif gateway != ANY:
         guest.stack.add_route(ANY, 0, gateway, interface)
     log(f"setup: {interface.name} is the default interface")
+    if options.dhcp:
+        return _start_dhcp(guest, interface, options.dhcp_timeout)
     log(f"setup: setting {interface.name} up")
     interface.set_up()
     return True
+
+
+def _static(guest: Guest, options: BootOptions) -> tuple[str, str, str]:
+    """Address, netmask and gateway as the command line has them; none of them with -dhcp, which wins."""
+    given = (("-ipaddr", options.ipaddr), ("-netmask", options.netmask), ("-gateway", options.gateway))
+    for option, value in given:
+        if options.dhcp and value is not None:
+            guest.log.write(f"setup: {option} {value} is ignored: -dhcp wins")
+        elif not options.dhcp and value is None:
+            guest.log.write(f"setup: no {option}, it is {ANY}")
+    if options.dhcp:
+        return ANY, ANY, ANY
+    return options.ipaddr or ANY, options.netmask or ANY, options.gateway or ANY
+
+
+def _start_dhcp(guest: Guest, interface: Interface, timeout: int | None) -> bool:
+    """Set the interface up and look for a server; the status callback tells init when there is a lease."""
+    log = guest.log.write
+    log(f"setup: starting DHCP on {interface.name}")
+    interface.set_up()
+    error = start_dhcp(guest, interface)
+    if error:
+        log(f"setup: DHCP cannot be started: {os.strerror(error)}")
+        guest.halt(EX_CONFIG)
+        return False
+    if timeout is not None:
+        guest.services.timers.after(timeout, lambda: _late(guest, interface, timeout))
+    return True
+
+
+def _late(guest: Guest, interface: Interface, timeout: int) -> None:
+    """The time for DHCP is up."""
+    process = guest.scheduler.whereis("init")
+    if not guest.booted and (guest.dhcp is None or not guest.dhcp.bound) and process is not None:
+        guest.log.write(f"dhcp: {interface.name}: no lease after {timeout / SECOND:g} s; still looking")
+        guest.scheduler.send(process, "dhcp_timeout")
 
 
 def _drain(guest: Guest, fe: FrontEnd) -> None:
@@ -147,12 +189,31 @@ def _drain(guest: Guest, fe: FrontEnd) -> None:
     guest.services.deferred.add(poll)
 
 
-def _status(guest: Guest, interface: Interface) -> None:
-    """The status callback: mails `netif_up` to the process registered as init."""
-    if not interface.flags & IFF_UP:
-        guest.log.write(f"status: {interface.name} is down")
-        return
-    process = guest.scheduler.whereis("init")
-    if process is not None:
-        guest.log.write(f"status: {interface.name} is up, netif_up to init")
-        guest.scheduler.send(process, "netif_up")
+class Status:
+    """The status callback: mails `netif_up` to the process registered as init, once each time the interface comes up.
+
+    Args:
+        guest: whose interface it is.
+        dhcp: it is up only while there is a lease.
+    """
+
+    def __init__(self, guest: Guest, dhcp: bool) -> None:
+        self._guest = guest
+        self._dhcp = dhcp
+        self._told = False
+
+    def __call__(self, interface: Interface) -> None:
+        """The interface went up or down, or its addresses changed."""
+        guest = self._guest
+        leased = not self._dhcp or (guest.dhcp is not None and guest.dhcp.bound)
+        ready = interface.is_up and leased
+        if ready == self._told:
+            return
+        self._told = ready
+        if not ready:
+            guest.log.write(f"status: {interface.name} is down" + (", without a lease" if interface.is_up else ""))
+            return
+        process = guest.scheduler.whereis("init")
+        if process is not None:
+            guest.log.write(f"status: {interface.name} is up, netif_up to init")
+            guest.scheduler.send(process, "netif_up")

@@ -3,7 +3,7 @@
     platform ── Guest ─┬─ services   timers, deferred work, interrupts, DMA pages
                        ├─ devices    what the drivers found, in probe order
                        ├─ fes        front ends eth0, eth1, …        ── ni, outlets
-                       ├─ stack      the IP stack, with the loopback
+                       ├─ stack      the IP stack, with the loopback ── resolver, dhcp
                        └─ scheduler  init and the programs
 
 Promises:
@@ -26,16 +26,20 @@ from typing import Any
 from guest import boot
 from guest.apps import programs
 from guest.apps.env import Env, Program
+from guest.config import GuestConfig
 from guest.drivers.loopback import Loopback
 from guest.drivers.registry import DriverGrid
 from guest.fe import FrontEnd
 from guest.log import BootLog, describe
 from guest.net.device import NetDevice
+from guest.net.dhcp_service import DhcpService
+from guest.net.dns import Resolver
 from guest.net.stack import Stack
 from guest.ni import NetworkInterface
 from guest.ol import Outlets
 from guest.platform import Platform
 from guest.services import Services
+from guest.sys.calls import Calls
 from guest.sys.scheduler import EX_SOFTWARE, Process, Scheduler
 
 
@@ -46,6 +50,7 @@ class Guest:
         platform: the machine.
         name: for people.
         console: told of every line of the log and of the programs' output; None for nobody.
+        config: rings, MTU and TCP's values; `net.…` words on the command line go over it.
 
     Attributes:
         stage: stages of the boot that are over: 0, 1 or 2.
@@ -53,10 +58,15 @@ class Guest:
         halted, exit_status: set by `halt`.
         log: the boot log (`lines`) and what programs printed (`output`).
         programs: what `-s` and `spawn` find by name; more may be added.
-        services, grid, lo, stack, scheduler, outlets: made by stage 1, as are the following.
+        config: what the guest runs with, from stage 1 on including the command line's.
+        mtu_limit: the MTU that eth0 may have at most, where one was given.
+        hostname: the name, or what the DHCP server calls it.
+        services, grid, lo, stack, resolver, scheduler, calls, outlets: made by stage 1, as are the following.
         devices: the network devices that the drivers found.
         fes: the front ends, by index.
         ni: the network interface at FE/0, once `setup` has made it.
+        dhcp_clients: one for each interface that looks for its address; see `dhcp`.
+        calls: the system calls.
         init: process 1.
         panic: the exception that killed the kernel, if one did.
         leaks: what `close` found not given back, one line each.
@@ -66,19 +76,30 @@ class Guest:
     grid: DriverGrid
     lo: Loopback
     stack: Stack
+    resolver: Resolver
     scheduler: Scheduler
+    calls: Calls
     outlets: Outlets
 
     def __init__(
-        self, platform: Platform, *, name: str = "guest", console: Callable[[str], None] | None = None
+        self,
+        platform: Platform,
+        *,
+        name: str = "guest",
+        console: Callable[[str], None] | None = None,
+        config: GuestConfig | None = None,
     ) -> None:
         self.platform = platform
         self.name = name
+        self.hostname = name
+        self.config = config or GuestConfig()
+        self.mtu_limit = None if config is None else config.mtu
         self.log = BootLog(platform.now, console)
         self.programs: dict[str, Program] = programs()
         self.devices: list[NetDevice] = []
         self.fes: list[FrontEnd] = []
         self.ni: NetworkInterface | None = None
+        self.dhcp_clients: list[DhcpService] = []
         self.init: Process | None = None
         self.stage = 0
         self.booted = False
@@ -133,6 +154,12 @@ class Guest:
             return stack if timer is None else timer
         return min(timer, stack)
 
+    @property
+    def dhcp(self) -> DhcpService | None:
+        """The DHCP client of eth0, or None where it has none."""
+        own = None if self.ni is None else self.ni.interface
+        return next((client for client in self.dhcp_clients if client.interface is own), None)
+
     # -- running programs ----------------------------------------------------------------------------------------
 
     def spawn(self, program: Program | str, *args: Any) -> Process:
@@ -173,8 +200,12 @@ class Guest:
             layers[f"{fe.name} front end"] = fe.counters
         layers["lo driver"] = self.lo.counters
         layers.update(self.stack.counters)
+        for client in self.dhcp_clients:
+            layers[f"{client.interface.name} dhcp"] = client.counters
+        layers["dns"] = self.resolver.counters
         for outlet in self.outlets:
             layers[f"outlet {outlet.number}"] = outlet.counters
+        layers["calls"] = self.calls.counters
         layers["scheduler"] = self.scheduler.counters
         return layers
 

@@ -51,7 +51,7 @@ class MachinePlatform:
         self.memory = machine.memory.port("driver")
         self.mmio = machine.bus
         self.irq = machine.irq
-        self.rng = random.Random(f"{machine.seed}/{machine.name}/guest")
+        self.rng = machine.random("guest")
         self.now: Callable[[], int] = machine.clock.now
 
     @property
@@ -74,13 +74,14 @@ class Machine:
         name: for logs.
         memory_size: bytes of RAM, whole pages, at most 3 GiB; it starts at guest-physical 0.
         cmdline: the guest's command line, without the device announcements.
-        seed: with the name, decides MAC addresses and the guest's random numbers.
+        seed: with the name, decides MAC addresses and the guest's random numbers. None takes both from the host's
+            entropy, so that a peer on a real network cannot know them; no two runs are then the same.
 
     Raises ValueError for a size of RAM that cannot be.
     """
 
     def __init__(
-        self, loop: Loop, *, name: str = "machine", memory_size: int = 64 * MIB, cmdline: str = "", seed: int = 0
+        self, loop: Loop, *, name: str = "machine", memory_size: int = 64 * MIB, cmdline: str = "", seed: int | None = 0
     ) -> None:
         if memory_size > RAM_MAX:
             raise ValueError(f"{memory_size} bytes of RAM are more than the {RAM_MAX} that fit below the devices")
@@ -104,7 +105,7 @@ class Machine:
         """Put a virtio network card into the next slot, plugged into `link`.
 
         Args:
-            mac: 6 bytes; by default made from seed, name and slot.
+            mac: 6 bytes; by default made from seed, name and slot, locally administered.
             options: `rx_queue_size` (256), `tx_queue_size` (128), `queue_size` (both), `mtu` (1500, or "off"),
                 `mrg_rxbuf`, `status`, `event_idx`, `indirect_desc` (on), `synchronous` (off: work inside the register
                 write).
@@ -117,7 +118,7 @@ class Machine:
         given = dict(options or {})
         synchronous = _switch("synchronous", given.pop("synchronous", False))
         if mac is None:
-            mac = b"\x02" + random.Random(f"{self.seed}/{self.name}/nic{slot}").randbytes(5)
+            mac = b"\x02" + self.random(f"nic{slot}").randbytes(5)
         device = VirtioNet(link, mac=mac, **_card_options(given))
         transport = VirtioMmio(
             device, self.memory, self.irq.line(FIRST_IRQ + slot), self.loop.call_soon, synchronous=synchronous
@@ -134,6 +135,12 @@ class Machine:
             for slot in range(len(self.nics))
         ]
         return " ".join([*words, self.cmdline]).strip()
+
+    def random(self, purpose: str) -> random.Random:
+        """A source of randomness of its own for `purpose`, the same again for the same seed and name."""
+        if self.seed is None:
+            return random.SystemRandom()
+        return random.Random(f"{self.seed}/{self.name}/{purpose}")
 
     # -- power -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The Internet checksum: RFC 1071's example, both implementations against a naive one, pieces, updates."""
+"""The Internet checksum: RFC 1071's example, every implementation against a naive one, pieces, updates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from scapy.utils import checksum as scapy_checksum
 
 from guest.net import checksum as module
-from guest.net.checksum import NATIVE_FROM, checksum, inet_sum, native_sum, python_sum, sum_views, update
+from guest.net.checksum import (
+    NATIVE_FROM,
+    NUMPY_FROM,
+    checksum,
+    fallback_sum,
+    inet_sum,
+    native_sum,
+    numpy_sum,
+    python_sum,
+    sum_views,
+    update,
+)
 
 NATIVE = native_sum()
 RFC_1071 = bytes([0x00, 0x01, 0xF2, 0x03, 0xF4, 0xF5, 0xF6, 0xF7])  # RFC 1071 §3
@@ -32,7 +43,14 @@ def test_rfc_1071_example() -> None:
 
 
 def test_the_best_implementation_is_the_one_in_use() -> None:
-    assert (inet_sum is python_sum) == (NATIVE is None), "C where it was built, else Python"
+    assert (inet_sum is fallback_sum) == (NATIVE is None), "C where it was built, else numpy and Python"
+
+
+@given(data=st.binary(max_size=4 * NUMPY_FROM))
+@example(data=bytes(NUMPY_FROM))
+@example(data=b"\xff" * (NUMPY_FROM + 3))
+def test_numpy_and_python_agree(data: bytes) -> None:
+    assert numpy_sum(data) == fallback_sum(data) == python_sum(data)
 
 
 IMPLEMENTATIONS: list[Callable[[bytes], int]] = [python_sum] + ([NATIVE] if NATIVE else [])

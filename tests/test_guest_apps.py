@@ -79,13 +79,6 @@ def test_ping_carries_payloads_of_any_size(board: Board, host: tuple[Guest, Peer
     assert size == 0 or requests[0][42:] != requests[1][42:], "each request has bytes of its own"
 
 
-def test_ping_too_large_for_the_wire_is_an_error_and_no_harm(board: Board, host: tuple[Guest, Peer]) -> None:
-    status, output = run(board, host[0], "ping 10.0.0.1 -c 1 -s 60000")
-    assert status == 1
-    assert "1 packets transmitted, 0 received, +1 errors, 100% packet loss" in output[-1]
-    assert run(board, host[0], "ping 10.0.0.1 -c 1")[0] == 0
-
-
 def test_ping_without_an_answer_is_status_1(board: Board, host: tuple[Guest, Peer]) -> None:
     guest, peer = host
     peer.answers = False
@@ -169,9 +162,9 @@ def test_flood_ping_lets_others_run(board: Board, host: tuple[Guest, Peer]) -> N
 @pytest.mark.parametrize(
     "line",
     [
-        "ping", "ping 10.0.0.1 10.0.0.2", "ping host", "ping 10.0.0.1 -c 0", "ping 10.0.0.1 -c x",
+        "ping", "ping 10.0.0.1 10.0.0.2", "ping 10.0.0.1 -c 0", "ping 10.0.0.1 -c x",
         "ping 10.0.0.1 -s 65508", "ping 10.0.0.1 -i -1", "ping 10.0.0.1 -i 0", "ping 10.0.0.1 -W soon",
-        "ping 10.0.0.1 -z", "ping 10.0.0.1 -c", "ping ::1",
+        "ping 10.0.0.1 -z", "ping 10.0.0.1 -c",
         "sniff eth0 eth1", "sniff -c 0", "sniff -t x", "ifconfig a b", "ifconfig -z", "idle 1 2", "idle soon",
     ],
 )  # fmt: skip
@@ -247,7 +240,8 @@ def test_ifconfig_shows_the_loopback_first_and_addresses_of_eth0_alone(board: Bo
     assert heads == ["lo", "eth0", "eth1"]
     assert output[0] == "lo: flags=73<UP,LOOPBACK,RUNNING>  mtu 65536"
     assert output[1].strip() == "inet 127.0.0.1/8"
-    assert text.count("inet") == 2
+    assert text.count("inet ") == 2
+    assert output[2].strip() == "inet6 ::1/128"
     assert "        inet 10.0.0.2/24" in output
     assert f"        ether {guest.fes[1].mac.hex(':')}" in output
     assert run(board, guest, "ifconfig eth9") == (1, ["ifconfig: there is no eth9; there are lo, eth0, eth1"])
@@ -264,7 +258,7 @@ def test_idle_ends_after_its_time(board: Board) -> None:
 def test_each_guest_has_a_table_of_programs_of_its_own() -> None:
     table = programs()
     table["mine"] = table["ping"]
-    assert sorted(programs()) == ["idle", "ifconfig", "ping", "sniff"]
+    assert sorted(programs()) == ["idle", "ifconfig", "ip", "nslookup", "ping", "sniff", "ss", "udpecho"]
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,27 @@ def test_the_waiting_queue_is_bounded_and_keeps_the_latest() -> None:
     assert world.cache.counters["tx_dropped_queue_full"] == 1
 
 
+def test_the_waiting_queue_is_bounded_in_bytes_too() -> None:
+    world = Cache(arp_queue_bytes=10)
+    for content in (b"1" * 4, b"2" * 3, b"3" * 3, b"4" * 6):
+        world.send(5, content)
+    assert world.cache.counters["tx_dropped_queue_full"] == 2
+    world.send(6, b"5" * 11)
+    world.cache.learn(5, MAC, create=False)
+    world.cache.learn(6, MAC, create=False)
+    assert [content for content, _ in world.sent] == [b"3" * 3, b"4" * 6, b"5" * 11], "the latest, whatever its size"
+
+
+@pytest.mark.parametrize("mtu", [300, 576, 1500])
+def test_the_fragments_of_the_largest_datagram_wait_together(mtu: int) -> None:
+    world = Cache()
+    sizes = [min(mtu, 20 + left) for left in range(65_515, 0, -(mtu - 20 & ~7))]
+    for size in sizes:
+        world.send(5, bytes(size))
+    world.cache.learn(5, MAC, create=False)
+    assert len(world.sent) == len(sizes)
+
+
 def test_a_waiting_packet_gives_its_memory_back_when_that_is_scarce() -> None:
     world = Cache()
     given_back: list[bool] = []

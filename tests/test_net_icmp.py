@@ -176,7 +176,7 @@ def test_ports_have_identifiers_of_their_own_and_get_only_their_replies(host: Ho
 
 def test_what_a_port_cannot_send_is_an_os_error(host: Host) -> None:
     port = host.stack.icmp.open_echo()
-    for address, payload, number in (("9.9.9.9", b"", errno.ENETUNREACH), (PEER_IP, bytes(1473), errno.EMSGSIZE)):
+    for address, payload, number in (("9.9.9.9", b"", errno.ENETUNREACH), (PEER_IP, bytes(65508), errno.EMSGSIZE)):
         with pytest.raises(OSError) as caught:
             port.send(address, 1, payload)
         assert caught.value.errno == number

@@ -18,8 +18,11 @@ ROOT = Path(guest.net.__file__).parent
 
 # From the bottom up; a module may import those before it.
 ORDER = [
-    "pbuf", "device", "config", "address", "checksum", "layer", "ethernet", "neighbour", "arp", "route", "family",
-    "ipv4", "ip", "icmp", "interface", "stack",
+    "pbuf", "device", "config", "address", "checksum", "layer", "ethernet", "neighbour", "arp", "family", "route",
+    "groups", "pmtu", "source", "hops", "fragment", "extensions", "ipv4", "ipv6", "reassembly", "forward", "ip",
+    "timer", "bare", "endpoint", "icmp_error", "icmp_errno", "datagram", "membership", "igmp", "nd_wire", "mld", "nd",
+    "slaac", "interface6", "interface", "echo", "icmp_base", "icmp", "icmpv6", "ping_end", "raw", "ports", "udp",
+    "stack", "dhcp_wire", "dhcp", "dhcp_service", "dns_wire", "dns_exchange", "hosts", "dns",
 ]  # fmt: skip
 OUTSIDE = {"guest._native"}  # the optional C
 
@@ -34,6 +37,8 @@ def imported(path: Path) -> set[str]:
             continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "guest.net":
+            names |= {f"guest.net.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module or "")
         pending += ast.iter_child_nodes(node)

@@ -336,3 +336,20 @@ def test_importing_vring_loads_neither_machine_nor_guest() -> None:
     assert Session is vring.Session
     with pytest.raises(AttributeError, match="colour"):
         _ = vring.colour
+
+
+def test_h63_two_boots_on_the_real_clock_share_no_secrets() -> None:
+    """Without a seed, what a peer must not guess comes from the host: addresses and random numbers differ each time."""
+    drawn = []
+    for _ in range(2):
+        with vring.boot(nic="virtio", wire="hub") as machine:
+            mac = machine.call(lambda: machine.guest.fes[0].device.mac)
+            drawn.append((mac, machine.machines[0].platform.rng.getrandbits(128)))
+    assert drawn[0][0] != drawn[1][0]
+    assert drawn[0][1] != drawn[1][1]
+    assert all(mac[0] & 3 == 2 for mac, _ in drawn), "locally administered, of one host"
+
+
+@pytest.mark.parametrize(("clock", "seed", "chosen"), [("virtual", None, 0), ("real", None, None), ("real", 5, 5)])
+def test_the_seed_of_a_board(clock: ClockName, seed: int | None, chosen: int | None) -> None:
+    assert Board(clock=clock, seed=seed).chosen_seed == chosen

@@ -20,6 +20,7 @@ from guest.apps import programs
 from guest.cmdline import BootOptions, CommandLineError, parse
 from guest.kernel import Guest
 from hw.clock import RealClock, VirtualClock
+from hw.host_files import HostFiles
 from hw.loop import Loop
 from hw.machine import Machine
 from hw.wire.cable import cable
@@ -30,6 +31,7 @@ from vring.config import Board, ConfigError, GuestSpec, NicSpec, WireSpec
 if TYPE_CHECKING:
     from hw.virtio.mmio import VirtioMmio
     from hw.wire.pcap import PcapFile
+    from vring.trace.flow import Passage, Tracer
     from vring.view.rings import QueueSnapshot
 
 
@@ -51,6 +53,20 @@ def check_guests(board: Board) -> list[BootOptions]:
     return options
 
 
+def _after_stage1(guest: Guest, then: Callable[[], None]) -> None:
+    """Call `then` right after the first turn of `guest` that got through stage 1."""
+    run = guest.run
+
+    def turn() -> bool:
+        more = run()
+        if guest.stage >= 1:
+            del guest.run  # the method shows again
+            then()
+        return more
+
+    guest.run = turn  # type: ignore[method-assign]
+
+
 class Rig:
     """A board, built.
 
@@ -58,6 +74,7 @@ class Rig:
         board: what to build.
         pcap: write what passes every NIC to this pcapng file.
         console: told of every line that a guest logs or prints; with several guests the line names its guest.
+        trace: told of every stage that a frame passes; None costs nothing.
 
     Attributes:
         loop, clock, machines, guests, hubs: what was built; hubs by name.
@@ -66,7 +83,12 @@ class Rig:
     """
 
     def __init__(
-        self, board: Board, *, pcap: str | Path | None = None, console: Callable[[str, str], None] | None = None
+        self,
+        board: Board,
+        *,
+        pcap: str | Path | None = None,
+        console: Callable[[str, str], None] | None = None,
+        trace: Callable[[Passage], None] | None = None,
     ) -> None:
         board.check()
         options = check_guests(board)
@@ -78,6 +100,7 @@ class Rig:
         self.hubs: dict[str, Hub] = {}
         self._links: list[Link] = []
         self._capture: PcapFile | None = None
+        self._trace = None if trace is None else self._open_trace(trace)
         self._starters: list[Guest] = []
         self._powered = False
         self._closed = False
@@ -102,9 +125,14 @@ class Rig:
         except OSError as error:
             raise ConfigError(f"the capture file {path} cannot be written: {error.strerror}") from None
 
+    def _open_trace(self, tell: Callable[[Passage], None]) -> Tracer:
+        from vring.trace.flow import Tracer  # noqa: PLC0415  (few boots are watched)
+
+        return Tracer(self.clock.now, tell)
+
     def _add_guest(self, spec: GuestSpec, console: Callable[[str, str], None] | None) -> Guest:
         machine = Machine(
-            self.loop, name=spec.name, memory_size=spec.memory, cmdline=spec.words, seed=self.board.seed
+            self.loop, name=spec.name, memory_size=spec.memory, cmdline=spec.words, seed=self.board.chosen_seed
         )
         self.machines.append(machine)
         for slot, nic in enumerate(spec.nics):
@@ -112,7 +140,14 @@ class Rig:
         write = None if console is None else lambda line: console(spec.name, line)
         guest = Guest(machine.platform, name=spec.name, console=write)
         self.guests.append(guest)
+        _after_stage1(guest, lambda: self._stage1_done(machine, guest))
         return guest
+
+    def _stage1_done(self, machine: Machine, guest: Guest) -> None:
+        """The guest has its drivers and its stack, and no traffic yet."""
+        guest.calls.host = HostFiles(self.loop)
+        if self._trace is not None:
+            self._trace.attach(machine, guest)
 
     def _add_nic(self, machine: Machine, nic: NicSpec, name: str, where: str) -> VirtioMmio:
         link = self._plug(nic.wire, name)
@@ -129,10 +164,13 @@ class Rig:
         if wire.impairments:
             from hw.wire.impair import ImpairedLink, parse_impairments  # noqa: PLC0415  (few boards need it)
 
-            link = ImpairedLink(link, self.loop, f"{self.board.seed}/{name}", **parse_impairments(wire.impairments))
+            seed = f"{self.board.chosen_seed or 0}/{name}"
+            link = ImpairedLink(link, self.loop, seed, **parse_impairments(wire.impairments))
             self._links[-1] = link  # it closes the one inside
         if self._capture is not None:
             link = self._links[-1] = self._capture.tap(link, name)
+        if self._trace is not None:
+            link = self._links[-1] = self._trace.tap(link, *name.split("."))
         return link
 
     def _open(self, wire: WireSpec, name: str) -> Link:

@@ -152,12 +152,18 @@ def _boot(
     wire: Annotated[list[str] | None, typer.Option(metavar="WIRE", help="Plug in the n-th NIC. Repeatable.")] = None,
     pcap: Annotated[Path | None, typer.Option(metavar="FILE", help="Capture what passes every NIC (pcapng).")] = None,
     clock: Annotated[str | None, typer.Option(metavar="real|virtual", help="The clock; real by default.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="For all that is random; 0 by default.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="For all that is random; by default 0 if the clock is virtual, else entropy."),
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this much of the board's time.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is built and negotiated.")] = False,
     rings: Annotated[bool, typer.Option("--rings", help="Show the rings at the end.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Show each frame's way, stage by stage, and why it was dropped.")
+    ] = False,
     exit_status: Annotated[
         bool, typer.Option("--exit-status", help="Exit as the guests' programs did; 124 when they were cut off.")
     ] = False,
@@ -178,7 +184,7 @@ def _boot(
         if not 0 < seconds < math.inf:
             raise ConfigError(f"--for is a finite number of seconds above 0, not {seconds:g}")
         described = replace(described, run=seconds)
-    return run_board(described, pcap=pcap, verbose=verbose, rings=rings, exit_status=exit_status)
+    return run_board(described, pcap=pcap, verbose=verbose, rings=rings, trace=trace, exit_status=exit_status)
 
 
 def _find_board(name: str) -> Board:
@@ -241,12 +247,18 @@ def _signals(stop: Any) -> Iterator[None]:
 
 
 def run_board(
-    board: Board, *, pcap: Path | None = None, verbose: bool = False, rings: bool = False, exit_status: bool = False
+    board: Board,
+    *,
+    pcap: Path | None = None,
+    verbose: bool = False,
+    rings: bool = False,
+    trace: bool = False,
+    exit_status: bool = False,
 ) -> int:
     """Build `board`, run it, print what it does, and return the exit status. Raises ConfigError."""
     from hw.wire.link import WireError  # noqa: PLC0415  (the machine loads when a board runs)
     from vring.build import Rig  # noqa: PLC0415
-    from vring.view.boot import LinePrinter, board_lines  # noqa: PLC0415
+    from vring.view.boot import LinePrinter, PassagePrinter, board_lines  # noqa: PLC0415
 
     console = _console()
     if verbose:
@@ -263,7 +275,8 @@ def run_board(
     # From here on a signal is a request to stop, also while wires are made and unmade: a TAP must not be left behind.
     with _signals(stop):
         try:
-            rig = Rig(board, pcap=pcap, console=LinePrinter(console, [guest.name for guest in board.guests]))
+            printer = LinePrinter(console, [guest.name for guest in board.guests])
+            rig = Rig(board, pcap=pcap, console=printer, trace=PassagePrinter(console) if trace else None)
         except (WireError, OSError) as error:
             raise _Failure(str(error), EXIT_FAILURE) from None
         running = rig
@@ -279,7 +292,7 @@ def run_board(
             running.close()  # programs that are cut off have their last words here
         console.print(report)
     for guest in rig.guests:
-        if guest.halted and not stopped and not guest.booted:
+        if guest.halted and guest.exit_status and not stopped and not guest.booted:
             _complain(f"{guest.name}: the boot failed with status {guest.exit_status}; the guest's log says why")
         for leak in guest.leaks:
             _complain(f"{guest.name}: not given back: {leak}")

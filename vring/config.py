@@ -171,15 +171,24 @@ class Board:
     """Guests that share one clock.
 
     Attributes:
+        seed: decides all that is random; see `chosen_seed` for None.
         run: how long it may run, in seconds of that clock; None is no limit.
         source: the file it was read from, for error messages.
     """
 
     guests: tuple[GuestSpec, ...] = (GuestSpec(),)
     clock: ClockName = "real"
-    seed: int = 0
+    seed: int | None = None
     run: float | None = None
     source: str = ""
+
+    @property
+    def chosen_seed(self) -> int | None:
+        """The seed; without one 0 on the virtual clock, and None (the host's entropy) on the real one.
+
+        What leads outside must not be guessable there: addresses, ports, identifiers (RFC 6056, RFC 7739).
+        """
+        return 0 if self.seed is None and self.clock == "virtual" else self.seed
 
     @classmethod
     def load(cls, path: str | Path) -> Board:
@@ -337,10 +346,11 @@ def _board(table: dict[str, Any], where: str) -> Board:
     clock = _get(table, "clock", str, "real", where)
     if clock not in CLOCKS:
         raise ConfigError(f"{where}: clock is 'real' or 'virtual', not {clock!r}")
+    seed = _get(table, "seed", int, 0, where) if "seed" in table else None
     run = table.get("run")
     if run is not None and (isinstance(run, bool) or not isinstance(run, int | float) or not 0 < run < math.inf):
         raise ConfigError(f"{where}: run is a finite number of seconds above 0, not {run!r}")
-    board = Board(guests, "virtual" if clock == "virtual" else "real", _get(table, "seed", int, 0, where), run, where)
+    board = Board(guests, "virtual" if clock == "virtual" else "real", seed, run, where)
     board.check()
     return board
 

@@ -10,6 +10,11 @@ import struct
 
 from guest.net.address import V4_PREFIX, format_address, format_mac
 
+_ICMPV6 = {
+    1: "unreachable", 2: "packet too big", 3: "time exceeded", 4: "parameter problem", 128: "echo request",
+    129: "echo reply", 130: "listener query", 133: "router solicitation", 134: "router advertisement",
+    135: "neighbour solicitation", 136: "neighbour advertisement", 137: "redirect", 143: "listener report",
+}  # fmt: skip
 _ICMP = {0: "echo reply", 3: "unreachable", 5: "redirect", 8: "echo request", 11: "time exceeded"}
 
 
@@ -69,16 +74,24 @@ def _ipv6(body: bytes) -> str:
     if len(body) < 40:
         return f"IP6, short: {len(body)} bytes"
     source, target = (format_address(int.from_bytes(body[at : at + 16], "big")) for at in (8, 24))
-    return f"IP6 {source} > {target} next header {body[6]}, {int.from_bytes(body[4:6], 'big')} bytes"
+    ends = f"IP6 {source} > {target}"
+    following = body[6]
+    rest = body[40 : 40 + int.from_bytes(body[4:6], "big")]
+    if following == 0 and len(rest) >= 8 and len(rest) >= (rest[1] + 1) * 8:  # hop-by-hop options, before MLD
+        following, rest = rest[0], rest[(rest[1] + 1) * 8 :]
+    if following == 44 and len(rest) >= 8:
+        return f"{ends} fragment at {int.from_bytes(rest[2:4], 'big') & 0xFFF8}, {len(rest) - 8} bytes"
+    return f"{ends} {_transport(following, rest)}"
 
 
 def _transport(protocol: int, segment: bytes) -> str:
     if len(segment) < 8:
         return f"protocol {protocol}, {len(segment)} bytes"
-    if protocol == 1:
+    if protocol in (1, 58):
         kind, code = segment[0], segment[1]
-        text = f"ICMP {_ICMP.get(kind, f'type {kind}')}"
-        if kind in (0, 8):
+        name, names = ("ICMP", _ICMP) if protocol == 1 else ("ICMPv6", _ICMPV6)
+        text = f"{name} {names.get(kind, f'type {kind}')}"
+        if kind in ((0, 8) if protocol == 1 else (128, 129)):
             ident, sequence = struct.unpack_from("!HH", segment, 4)
             return f"{text} id {ident} seq {sequence}, {len(segment)} bytes"
         return f"{text} code {code}, {len(segment)} bytes"

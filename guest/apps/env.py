@@ -13,6 +13,7 @@ from guest.sys.scheduler import Process, WaitQueue
 
 if TYPE_CHECKING:
     from guest.kernel import Guest
+    from guest.sys.calls import Calls
 
 SECOND = 1_000_000
 
@@ -32,6 +33,11 @@ class Env:
         self.process: Process
         self._queue = WaitQueue(guest.scheduler)
         self._happened = False
+
+    @property
+    def calls(self) -> Calls:
+        """The system calls."""
+        return self.guest.calls
 
     def print(self, text: str = "") -> None:
         """Write a line to the console."""

@@ -1,9 +1,9 @@
-"""ping: ICMP echo requests, and what came back.
+"""ping: ICMP echo requests of both families, and what came back.
 
 A reply counts when its source, sequence number and payload are those of a request; one with another payload is reported
 and not counted. Without `-c` it goes on until it is killed, and prints its statistics then too.
 
-Read: RFC 792, ping(8) of iputils, whose output this follows.
+Read: RFC 792, RFC 4443 §4, ping(8) of iputils, whose output this follows.
 """
 
 from __future__ import annotations
@@ -12,28 +12,33 @@ from math import isqrt
 
 from guest.apps import EX_USAGE
 from guest.apps.env import Env
-from guest.apps.usage import UsageError, options, seconds, whole
+from guest.apps.usage import UsageError, no_answer, options, seconds, whole
 from guest.net.address import AddressError, format_address, is_multicast, is_v4, parse_address
+from guest.net.dns import ResolveError
 from guest.net.icmp import EchoReply
+from guest.net.interface import Interface
 
-USAGE = """usage: ping ADDRESS [-c COUNT] [-i SECONDS] [-s SIZE] [-W SECONDS] [-q]
+USAGE = """usage: ping HOST [-4 | -6] [-c COUNT] [-i SECONDS] [-s SIZE] [-W SECONDS] [-q]
+  -4, -6      which address of HOST, where it is a name
   -c COUNT    stop after so many requests (default: go on for ever)
   -i SECONDS  time between requests (default 1, at least 0.001)
   -s SIZE     bytes of payload (default 56)
   -W SECONDS  how long to wait for replies after the last request (default 1)
   -q          print nothing but the summary"""
 
-SIZE_MAX = 65507  # what is left of an IP packet behind its header and ICMP's
-HEADERS = 28
+# What is left of an IP packet behind its header and ICMP's; an IPv6 packet's length does not count its header.
+SIZE_MAX = {4: 65507, 6: 65527}
+HEADERS = {4: 28, 6: 48}
 INTERVAL_MIN = 1000  # microseconds; with none between requests, time that only idleness moves would stand still
 
 
 class _Session:
     """One run."""
 
-    def __init__(self, env: Env, target: int, size: int, quiet: bool) -> None:
+    def __init__(self, env: Env, target: int, interface: Interface | None, size: int, quiet: bool) -> None:
         self.env = env
         self.target = target
+        self.interface = interface
         self._address = format_address(target)
         self.size = size
         self.quiet = quiet
@@ -67,7 +72,7 @@ class _Session:
         self._sent[sequence] = self.env.now()
         self._answered.discard(sequence)
         try:
-            self.port.send(self.target, sequence, self._payload(sequence))
+            self.port.send(self.target, sequence, self._payload(sequence), interface=self.interface)
         except OSError as error:
             self.errors += 1
             self._say(f"ping: icmp_seq={sequence}: {error.strerror}")
@@ -139,26 +144,29 @@ class _Session:
 
 
 def main(env: Env, argv: list[str]) -> int:
-    """0 when at least one reply came, 1 when none did, 2 for wrong usage."""
+    """0 when at least one reply came, 1 when none did, 2 for wrong usage and names that nobody knows."""
     try:
-        chosen, rest = options(argv, "c:i:s:W:q")
+        chosen, rest = options(argv, "c:i:s:W:q46")
         if len(rest) != 1:
-            raise UsageError("one address is needed")
-        target = parse_address(rest[0])
-        if not is_v4(target):
-            raise UsageError(f"{rest[0]}: only IPv4 in this version")
+            raise UsageError("one host is needed")
         count = whole("-c", chosen["-c"], 1, 1 << 32) if "-c" in chosen else None
         interval = seconds("-i", chosen.get("-i", "1"))
         if interval < INTERVAL_MIN:
             raise UsageError(f"-i {chosen['-i']}: at least 0.001 seconds are needed")
-        size = whole("-s", chosen.get("-s", "56"), 0, SIZE_MAX)
+        size = whole("-s", chosen.get("-s", "56"), 0, SIZE_MAX[6])
         patience = seconds("-W", chosen.get("-W", "1"))
+        target, interface = _target(env, rest[0], 6 if "-6" in chosen else 4 if "-4" in chosen else 0)
+        family = 4 if is_v4(target) else 6
+        if size > SIZE_MAX[family]:
+            raise UsageError(f"-s {size}: a number from 0 to {SIZE_MAX[family]} is needed")
+    except ResolveError as error:
+        env.print(f"ping: {rest[0]}: {no_answer(error.error)}")
+        return EX_USAGE
     except (UsageError, AddressError) as error:
         env.print(f"ping: {error}\n{USAGE}")
         return EX_USAGE
-    session = _Session(env, target, size, "-q" in chosen)
-    address = format_address(target)
-    env.print(f"PING {address} ({address}) {size}({size + HEADERS}) bytes of data.")
+    session = _Session(env, target, interface, size, "-q" in chosen)
+    env.print(f"PING {rest[0]} ({format_address(target)}) {size}({size + HEADERS[family]}) bytes of data.")
     start = env.now()
     try:
         session.run(count, interval, patience)
@@ -168,7 +176,17 @@ def main(env: Env, argv: list[str]) -> int:
     return 0 if session.received else 1
 
 
+def _target(env: Env, host: str, family: int) -> tuple[int, Interface | None]:
+    """The address of a host, and the interface that a zone names. Raises UsageError, AddressError, ResolveError."""
+    text, percent, zone = host.partition("%")
+    if percent:
+        for interface in env.guest.stack.interfaces:
+            if interface.name == zone:
+                return parse_address(text), interface
+        raise UsageError(f"{host}: there is no interface {zone!r}")
+    return env.guest.resolver.resolve(env, host, family)[0], None
+
+
 def _ms(micros: int) -> str:
     """Microseconds as milliseconds with three places."""
     return f"{micros // 1000}.{micros % 1000:03d}"
-

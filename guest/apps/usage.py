@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import getopt
 
+from guest.net.dns_exchange import NO_SERVERS, NODATA, NXDOMAIN, TIMEOUT
+
+_NO_ANSWER = {
+    NXDOMAIN: "Name or service not known",
+    NODATA: "No address of this family",
+    NO_SERVERS: "No name server is known",
+    TIMEOUT: "No name server has answered",
+}
+
 
 class UsageError(Exception):
     """The arguments are wrong; the text is one line."""
@@ -19,6 +28,11 @@ def options(argv: list[str], letters: str) -> tuple[dict[str, str], list[str]]:
     except getopt.GetoptError as error:
         raise UsageError(str(error)) from None
     return dict(pairs), rest
+
+
+def no_answer(error: str) -> str:
+    """Why a name has no answer, for people; `error` as the resolver says it."""
+    return _NO_ANSWER.get(error, error)
 
 
 def whole(option: str, text: str, low: int, high: int) -> int:

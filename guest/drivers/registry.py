@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from guest.drivers import virtio_net
 from guest.net.device import NetDevice
@@ -92,10 +93,11 @@ class DriverGrid:
         return names.get("eth0") or names.get("lo")
 
 
-def standard_grid() -> DriverGrid:
-    """A grid with the drivers that the guest comes with, in probe order."""
+def standard_grid(rx_ring: int = virtio_net.RX_RING, tx_ring: int = virtio_net.TX_RING) -> DriverGrid:
+    """A grid with the drivers that the guest comes with, in probe order; rings have so many entries at most."""
     grid = DriverGrid()
-    grid.register(DriverNode("virtio-net", virtio_net.DEVICE_IDS, virtio_net.probe, virtio_net.init, _transmit))
+    init = partial(virtio_net.init, rx_size=rx_ring, tx_size=tx_ring)
+    grid.register(DriverNode("virtio-net", virtio_net.DEVICE_IDS, virtio_net.probe, init, _transmit))
     return grid
 
 

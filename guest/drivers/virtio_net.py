@@ -455,11 +455,14 @@ def probe(services: Services) -> int:
     return 1 if find_devices(services.platform, DEVICE_IDS, services.log) else 0
 
 
-def init(services: Services) -> list[NetDevice]:
-    """Bring up the network devices in the order of the command line, until the first that fails."""
+def init(services: Services, *, rx_size: int = RX_RING, tx_size: int = TX_RING) -> list[NetDevice]:
+    """Bring up the network devices in the order of the command line, until the first that fails.
+
+    `rx_size` and `tx_size` are the entries of each device's queues, where it allows as many.
+    """
     devices: list[NetDevice] = []
     for slot in find_devices(services.platform, DEVICE_IDS, _quiet):
-        driver = VirtioNetDriver(services, slot)
+        driver = VirtioNetDriver(services, slot, rx_size=rx_size, tx_size=tx_size)
         try:
             driver.start()
         except TransportError as error:

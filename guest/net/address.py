@@ -20,6 +20,7 @@ V4_BROADCAST = V4_PREFIX | V4_BITS
 V4_ALL_HOSTS = V4_PREFIX | 0xE000_0001
 V6_ANY = 0
 V6_LOOPBACK = 1
+V6_ALL_NODES = 0xFF02 << 112 | 1
 
 MAC_BROADCAST = b"\xff" * 6
 MAC_ZERO = bytes(6)
@@ -129,6 +130,11 @@ def is_broadcast(address: int) -> bool:
 def is_loopback(address: int) -> bool:
     """127.0.0.0/8 or ::1."""
     return address >> 24 == 0xFFFF7F or address == V6_LOOPBACK
+
+
+def is_link_local(address: int) -> bool:
+    """169.254.0.0/16 or fe80::/10."""
+    return address >> 118 == 0xFE80 >> 6 or address >> 16 == 0xFFFF_A9FE
 
 
 def is_unspecified(address: int) -> bool:

@@ -17,11 +17,25 @@ class NetConfig:
         ttl: of packets that do not say.
         arp_entries: neighbours of one interface. arp_ttl: how long one may be used after it was heard of.
         arp_retries: requests before giving up. arp_interval: time between them.
-        arp_queue: packets that wait for one neighbour.
+        arp_queue, arp_queue_bytes: packets that wait for one neighbour, and their bytes, at most. The fragments of the
+            largest packet fit where the MTU is 280 or more.
         arp_announcements: how often a new address is announced, two seconds apart (RFC 5227 §2.3).
         icmp_rate: errors sent a second, at most. icmp_burst: how many may go at once.
-        icmp_echo_broadcast: answer pings to broadcast and multicast addresses.
+        icmp_echo_broadcast: answer pings to broadcast and multicast addresses. icmpv6_echo_multicast: those to groups.
+        ipv6: make link-local addresses and listen to routers; without it IPv6 works with the addresses that are given.
+        dad_transmits: solicitations before an IPv6 address is used, nd_interval apart (RFC 4862 §5.1); 0 for no check.
+        nd_interval: also what follows the last of them. nd_delay: random wait before the first, at most.
+        rs_transmits, rs_interval: how often routers are solicited (RFC 4861 §10).
+        nd_routers, nd_prefixes, nd_servers, nd_redirects: what routers may make an interface remember, of each at most.
+        nd_redirect_ttl: how long a redirect is followed.
+        group_reports: how often a change of membership is reported (RFC 3376 §8.1), at random times up to
+            group_interval apart.
+        reassembly_bytes: memory that fragments may hold until their packets are whole. reassembly_sets: packets in the
+            making, at most. reassembly_time: after the first fragment, how long the others are waited for.
+        pmtu_entries: destinations whose path MTU is remembered. pmtu_time: for how long.
         echo_queue: replies that may wait in one echo port.
+        rcvbuf, sndbuf: bytes of memory that a socket may hold, as getsockopt tells them.
+        first_port, last_port: from which ports are picked for those who do not care (RFC 6056 §3.2).
     """
 
     mtu: int = 1500
@@ -32,9 +46,33 @@ class NetConfig:
     arp_ttl: int = 300 * SECOND
     arp_retries: int = 3
     arp_interval: int = SECOND
-    arp_queue: int = 32
+    arp_queue: int = 256
+    arp_queue_bytes: int = 128 << 10
     arp_announcements: int = 2
     icmp_rate: int = 1000
     icmp_burst: int = 50
     icmp_echo_broadcast: bool = False
+    icmpv6_echo_multicast: bool = True
+    ipv6: bool = False
+    dad_transmits: int = 1
+    nd_interval: int = SECOND
+    nd_delay: int = SECOND // 2
+    rs_transmits: int = 3
+    rs_interval: int = 4 * SECOND
+    nd_routers: int = 8
+    nd_prefixes: int = 16
+    nd_servers: int = 8
+    nd_redirects: int = 16
+    nd_redirect_ttl: int = 600 * SECOND
+    group_reports: int = 2
+    group_interval: int = SECOND
     echo_queue: int = 256
+    reassembly_bytes: int = 4 << 20
+    reassembly_sets: int = 256
+    reassembly_time: int = 60 * SECOND
+    pmtu_entries: int = 1024
+    pmtu_time: int = 600 * SECOND
+    rcvbuf: int = 212_992
+    sndbuf: int = 212_992
+    first_port: int = 32768
+    last_port: int = 60999

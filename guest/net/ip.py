@@ -1,166 +1,158 @@
-"""IP: one engine for both families, keyed by 128-bit addresses. RFC 791, RFC 1122 §3, RFC 6864.
+"""IP: one engine for both families, keyed by 128-bit addresses.
 
-A family is a `Codec` in `codecs`; IPv4 is there, and what follows here does not know which family a packet has.
+RFC 791, RFC 1122 §3, RFC 1812 §5, RFC 8200, RFC 8201, RFC 6724, RFC 6864. A family is a `Codec` in `codecs`; what
+follows here does not know which family a packet has.
 
 Promises:
-- Every packet that comes in is handed to exactly one transport handler or counted under one `rx_dropped_…`.
-- Nothing is forwarded: what is not for us is counted. Nothing is reassembled or fragmented: fragments are counted, and
-  what is too large for its interface is refused with EMSGSIZE.
+- Every packet that comes in is handed to one transport handler (`rx_delivered`), forwarded (`forwarded`), held until
+  it is part of a whole one (`rx_fragments`), or counted under one `rx_dropped_…`. The whole one (`rx_reassembled`) then
+  goes the same way.
+- Nothing is forwarded unless `forwarding` is set, and never broadcasts, groups, loopback or link-local addresses.
 - No packet from a wire that claims an own, loopback, broadcast or multicast source gets past this layer.
-- Identifications follow no pattern that a third party could count along (RFC 7739 §5.2: per-destination counters with
-  random steps, slots chosen by a keyed hash), and are the same again for the same seed.
+- Identifications are the same again for the same seed, and a third party cannot count along. IPv4: counters that groups
+  of destinations share, chosen by a keyed hash; steps are random, but 1 for a packet that says "don't fragment", whose
+  identification means nothing (RFC 6864 §4.1). IPv6: fragments alone have one, the keyed hash of a counter.
 
-`output` gives 0 or an `errno` number, as a system call would.
+`output` gives 0 or an `errno` number, as a system call would. `poll` is to be called when `poll_at` says so.
+
+Kinds of errors that the engine and the transports ask ICMP for through `error`, with their value:
+    "ttl"           the hops ran out on the way through (0)
+    "reassembly"    60 s were over; the packet is the first fragment (0)
+    "protocol"      nothing here takes it (offset of the field that names the protocol)
+    "port"          the transport has nobody there (0)
+    "no_route"      nothing leads to its destination (0)
+    "too_big"       it did not fit and may not be fragmented (the MTU)
+    "parameter"     a field of its header is wrong (offset of the field)
+    "option"        IPv6: an unknown option that asks for it, maybe in a packet to a group (offset of the option)
+    "header_chain"  IPv6: the first fragment does not hold all headers (0), RFC 7112 §5
+    "admin"         it is not let through (0)
+The packet is as a transport handler has it: the IP header stands at `packet.network`, the data behind it. The
+destination of a forwarded packet is no own address.
 """
 
 from __future__ import annotations
 
 import errno
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import TypeAlias
 
-from guest.net.address import (
-    V4_ALL_HOSTS,
-    V4_ANY,
-    V4_BROADCAST,
-    Prefix,
-    format_mapped,
-    is_loopback,
-    is_multicast,
-    is_unspecified,
-    is_v4,
-)
+from guest.net.address import format_mapped, is_loopback, is_multicast, is_unspecified, is_v4
 from guest.net.config import NetConfig
-from guest.net.family import Codec, IpHeader
-from guest.net.layer import Layer
-from guest.net.pbuf import CAST_BROADCAST, CAST_HOST, CAST_MULTICAST, CAST_OTHER_HOST, PacketBuffer
-from guest.net.route import RouteTable
+from guest.net.family import Codec, IpHeader, IpInterface, Refusal
+from guest.net.forward import forward
+from guest.net.fragment import slices
+from guest.net.hops import IDENT_SLOTS, Hop, HopTable
+from guest.net.pbuf import CAST_HOST, CAST_MULTICAST, CAST_OTHER_HOST, PacketBuffer
+from guest.net.reassembly import Reassembler
+from guest.net.source import source_address
 
-IDENT_SLOTS = 1024
-REMEMBERED_HOPS = 1024
+__all__ = ["Handler", "Hop", "IpEngine", "IpInterface", "source_address"]
 
-
-class IpInterface(Protocol):
-    """What the engine asks of an interface."""
-
-    addresses: list[Prefix]
-    mtu: int
-    bare: bool  # carries IP packets without a link header: the loopback
-
-    @property
-    def is_up(self) -> bool:
-        """Whether packets may be sent."""
-
-    def send(self, packet: PacketBuffer, next_hop: int, cast: int) -> None:
-        """Send an IP packet to a neighbour."""
-
-
-class Hop(NamedTuple):
-    """How to reach a destination: out of which interface, to which neighbour, from which address."""
-
-    interface: IpInterface
-    next_hop: int
-    cast: int
-    src: int
-    codec: Codec
-    slot: int  # of the identification counter
+LOOPED_PACKETS = 256
+NO_NEXT_HEADER = 59
 
 
 # Takes a packet with its IP header pulled (it starts at `packet.network`).
 Handler: TypeAlias = Callable[[PacketBuffer, IpHeader], None]
 
 
-class IpEngine(Layer):
-    """The network layer of one stack.
+class IpEngine(HopTable):
+    """The network layer of one stack: moves packets to where `HopTable` says.
 
     Args:
         codecs: the families.
-        rng: source of identifications.
+        rng: source of first identifications, random steps and keys.
         config: limits and times.
+        now: the time.
 
     Attributes:
         handlers: protocol number → transport.
-        routes: the routing table; call `refresh` after changing it.
-        loopback: where packets to own addresses go.
-        default: where packets to 255.255.255.255 and multicast groups go unless told otherwise.
-        unreachable: told of packets for which there is no transport.
+        raw: sees every packet for this host before its transport does, without changing it; whether somebody took it
+            (then nobody is told that its protocol is unknown).
+        error: is asked for ICMP errors about received packets, see above.
+        forwarding: pass on packets for others.
+        reassembler: the packets that are still in pieces.
+        wake: called when `poll` has got something to do.
     """
 
-    def __init__(self, codecs: Iterable[Codec], *, rng: random.Random, config: NetConfig) -> None:
-        super().__init__("ip")
-        self.codecs: dict[int, Codec] = {codec.ethertype: codec for codec in codecs}
+    def __init__(
+        self,
+        codecs: Iterable[Codec],
+        *,
+        rng: random.Random,
+        config: NetConfig,
+        now: Callable[[], int],
+    ) -> None:
+        super().__init__(codecs, rng=rng, config=config, now=now)
         self.handlers: dict[int, Handler] = {}
-        self.routes: RouteTable[IpInterface] = RouteTable()
-        self.loopback: IpInterface | None = None
-        self.default: IpInterface | None = None
-        self.unreachable: Callable[[PacketBuffer, IpHeader], None] | None = None
-        self._config = config
-        self._rng = rng
+        self.raw: Callable[[PacketBuffer, IpHeader], bool] | None = None
+        self.error: Callable[[PacketBuffer, IpHeader, str, int], None] | None = None
+        self.forwarding = False
+        self.wake: Callable[[], None] | None = None
         self._identifications = [rng.getrandbits(16) for _ in range(IDENT_SLOTS)]
-        self._key = rng.getrandbits(64)
-        self._local: set[int] = set()
-        self._accepted: dict[int, int] = {}  # destination → the cast it is for
-        self._hops: dict[int, Hop] = {}
-        self.refresh(())
-
-    def refresh(self, interfaces: Iterable[IpInterface]) -> None:
-        """Addresses, routes or states of interfaces have changed."""
-        self._hops.clear()
-        self._local = {prefix.address for interface in interfaces for prefix in interface.addresses}
-        self._accepted = {V4_BROADCAST: CAST_BROADCAST, V4_ALL_HOSTS: CAST_MULTICAST}
-        for interface in interfaces:
-            for prefix in interface.addresses:
-                if prefix.broadcast is not None and not interface.bare:
-                    self._accepted[prefix.broadcast] = CAST_BROADCAST
-        for address in self._local:
-            self._accepted[address] = CAST_HOST
-
-    def is_local(self, address: int) -> bool:
-        """Whether `address` is one of this host's own."""
-        return address in self._local or is_loopback(address)
+        self._fragmented = 0  # IPv6 packets that were cut
+        self.reassembler = Reassembler(now=now, config=config, layer=self, expired=self._reassembly_expired)
+        self._looped: deque[tuple[IpInterface, Codec, PacketBuffer]] = deque()
 
     # -- input ---------------------------------------------------------------------------------------------------
 
     def input(self, interface: IpInterface, ethertype: int, packets: Sequence[PacketBuffer]) -> None:
         """Packets of one family arrived, without link headers."""
-        counters = self.counters
-        counters["rx_packets"] += len(packets)
         codec = self.codecs.get(ethertype)
         if codec is None:
+            self.counters["rx_packets"] += len(packets)
             for packet in packets:
                 self.drop(packet, "rx_dropped_family")
             return
-        from_wire = not interface.bare
+        self._receive(interface, codec, packets, interface is not self.loopback)
+
+    def _receive(self, interface: IpInterface, codec: Codec, packets: Sequence[PacketBuffer], from_wire: bool) -> None:
+        counters = self.counters
+        counters["rx_packets"] += len(packets)
         accepted = self._accepted
         handlers = self.handlers
-        for packet in packets:
+        for received in packets:
+            packet = received
             if packet.cast == CAST_OTHER_HOST:
                 self.drop(packet, "rx_dropped_other_host")
                 continue
-            header = codec.parse(packet, from_wire)
+            header = codec.parse(packet, interface, from_wire)
             if isinstance(header, str):
                 self.drop(packet, header)
                 continue
-            reason = ""
             src = header.src
             dst = header.dst
             cast = accepted.get(dst)
-            if cast is None and not from_wire and is_loopback(dst):
-                cast = CAST_HOST
+            if cast is None:
+                cast = self._other_cast(interface, dst, from_wire)
             if from_wire and accepted.get(src) is not None:
-                reason = "rx_dropped_land" if src == dst else "rx_dropped_source"
-            elif cast is None:
-                reason = "rx_dropped_not_for_us" if packet.cast else "rx_dropped_forwarding_off"
-            elif cast == CAST_HOST and (packet.cast or is_unspecified(src)):
-                # RFC 1122 §3.3.6: a unicast packet in a broadcast frame; and only a broadcast may come from nobody
-                reason = "rx_dropped_broadcast_frame" if packet.cast else "rx_dropped_source"
-            elif header.fragment:
-                reason = "rx_dropped_fragment"
-            if reason or cast is None:
-                self.drop(packet, reason)
+                self.drop(packet, "rx_dropped_land" if src == dst else "rx_dropped_source")
                 continue
+            if cast is None:
+                self._pass_on(packet, header, codec)
+                continue
+            if cast == CAST_HOST:
+                # RFC 1122 §3.3.6: a unicast packet in a broadcast frame; and only a broadcast may come from nobody
+                if packet.cast or is_unspecified(src):
+                    self.drop(packet, "rx_dropped_broadcast_frame" if packet.cast else "rx_dropped_source")
+                    continue
+                if dst in self._link_local and from_wire and self._link_local[dst] is not interface:
+                    self.drop(packet, "rx_dropped_not_for_us")
+                    continue
             packet.cast = cast
+            if header.extended:
+                extended = codec.extend(packet, header)
+                if isinstance(extended, Refusal):
+                    self.refuse(packet, header, extended)
+                    continue
+                header = extended
+            if header.fragment:
+                whole = self._join_fragments(codec, packet, header)
+                if whole is None:
+                    continue
+                packet, header = whole
             packet.network = packet.data
             packet.data += header.size
             packet.transport = packet.data
@@ -168,13 +160,72 @@ class IpEngine(Layer):
                 note = f"{format_mapped(src)} > {format_mapped(dst)} protocol {header.protocol}"
                 self.trace(self.stage, packet, note)
             handler = handlers.get(header.protocol)
+            taken = self.raw is not None and self.raw(packet, header)
             if handler is not None:
                 counters["rx_delivered"] += 1
                 handler(packet, header)
-                continue
-            self.drop(packet, "rx_dropped_protocol")
-            if self.unreachable is not None:
-                self.unreachable(packet, header)
+            elif taken:
+                counters["rx_delivered"] += 1
+            else:
+                self._unknown_protocol(packet, header)
+
+    def _other_cast(self, interface: IpInterface, dst: int, from_wire: bool) -> int | None:
+        """For whom a packet is that is for none of our addresses; None for somebody else."""
+        if self.groups.member(interface, dst):
+            return CAST_MULTICAST
+        return CAST_HOST if not from_wire and is_loopback(dst) else None
+
+    def _unknown_protocol(self, packet: PacketBuffer, header: IpHeader) -> None:
+        if header.protocol == NO_NEXT_HEADER and not is_v4(header.dst):
+            self.drop(packet, "rx_dropped_no_next_header")
+            return
+        self.drop(packet, "rx_dropped_protocol")
+        if self.error is not None:
+            self.error(packet, header, "protocol", header.named_at)
+
+    def refuse(self, packet: PacketBuffer, header: IpHeader, refusal: Refusal) -> None:
+        """Drop a packet that starts at its IP header, and ask for the error that its sender is due."""
+        packet.network = packet.data
+        packet.data += header.size
+        packet.transport = packet.data
+        self.drop(packet, refusal.reason)
+        if refusal.kind and self.error is not None:
+            self.error(packet, header, refusal.kind, refusal.value)
+
+    def _join_fragments(
+        self, codec: Codec, packet: PacketBuffer, header: IpHeader
+    ) -> tuple[PacketBuffer, IpHeader] | None:
+        """Hold a fragment, or give the whole packet when it was the last that was missing."""
+        result = self.reassembler.add(packet, header, codec)
+        if result is None:
+            return None
+        if isinstance(result, Refusal):
+            self.refuse(packet, header, result)
+            return None
+        whole, joined = result
+        if joined.extended:
+            extended = codec.extend(whole, joined, joined=True)
+            if isinstance(extended, Refusal):
+                self.refuse(whole, joined, extended)
+                return None
+            joined = extended
+        return whole, joined
+
+    def _reassembly_expired(self, packet: PacketBuffer, header: IpHeader) -> None:
+        if self.error is not None:
+            packet.network = packet.data
+            packet.data += header.size
+            packet.transport = packet.data
+            self.error(packet, header, "reassembly", 0)
+
+    def _pass_on(self, packet: PacketBuffer, header: IpHeader, codec: Codec) -> None:
+        """A packet that is not for this host."""
+        if packet.cast or is_multicast(header.dst):
+            self.drop(packet, "rx_dropped_not_for_us")
+        elif not self.forwarding:
+            self.drop(packet, "rx_dropped_forwarding_off")
+        else:
+            forward(self, packet, header, codec)
 
     # -- output --------------------------------------------------------------------------------------------------
 
@@ -187,14 +238,28 @@ class IpEngine(Layer):
         src: int | None = None,
         ttl: int | None = None,
         tos: int = 0,
-        dont_fragment: bool = True,
+        dont_fragment: bool | None = None,
         interface: IpInterface | None = None,
+        flow: int = 0,
+        router_alert: bool = False,
+        loop: bool = False,
     ) -> int:
         """Send a transport's packet; 0 or an errno: ENETUNREACH, EADDRNOTAVAIL (`src` is not ours), EMSGSIZE.
 
-        The packet's headroom takes the headers. `interface` overrides the routing table.
+        The packet's headroom takes the headers; its checksums are complete.
+
+        Args:
+            src: the best own address unless given; the unspecified address only to broadcasts and groups.
+            dont_fragment: True refuses what does not fit (EMSGSIZE); False never says so; None as Linux does: what
+                fits says "don't fragment", what does not is fragmented.
+            interface: overrides the routing table.
+            flow: label of IPv6.
+            router_alert: add the option that asks routers to look.
+            loop: also deliver here what goes to a broadcast address, or to a group of which the interface is a member.
         """
         hop = (self._hops.get(dst) if interface is None else None) or self.hop(dst, interface)
+        if hop is not None and hop.until and self._now() >= hop.until:
+            hop = self.hop(dst, interface)
         if hop is None:
             self.drop(packet, "tx_dropped_no_route")
             return errno.ENETUNREACH
@@ -204,13 +269,29 @@ class IpEngine(Layer):
             self.drop(packet, "tx_dropped_source")
             return errno.EADDRNOTAVAIL
         codec = hop.codec
-        if len(packet) + codec.header_size > min(hop.interface.mtu, codec.max_size):
+        size = len(packet) + codec.header_size + (8 if router_alert else 0)
+        whole = size <= hop.mtu
+        if size > codec.max_size or (dont_fragment and not whole):
             self.drop(packet, "tx_dropped_too_big")
             return errno.EMSGSIZE
         if ttl is None:
-            ttl = 1 if hop.cast == CAST_MULTICAST else self._config.ttl  # RFC 1112 §6.1
-        identification = self._identifications[hop.slot] + 1 + self._rng.getrandbits(3) & 0xFFFF
-        self._identifications[hop.slot] = identification
+            ttl = hop.ttl
+        if dont_fragment is None:
+            dont_fragment = hop.may_say_df
+        slot = hop.slot
+        if not (whole and (dont_fragment or slot < 0)):
+            identification = self._identify(hop)
+        elif slot < 0:
+            identification = 0
+        else:
+            self._identifications[slot] = identification = self._identifications[slot] + 1 & 0xFFFF
+        if loop and hop.cast != CAST_HOST:
+            self._loop(packet, hop, src, dst, protocol, ttl, tos)
+        if ttl == 0 and hop.cast == CAST_MULTICAST and hop.interface is not self.loopback:
+            return 0  # not beyond this host (RFC 1112 §6.1)
+        if not whole:
+            self._send_fragments(packet, hop, src, dst, protocol, ttl, tos, identification, flow, router_alert)
+            return 0
         codec.build(
             packet,
             src=src,
@@ -220,6 +301,8 @@ class IpEngine(Layer):
             tos=tos,
             identification=identification,
             dont_fragment=dont_fragment,
+            flow=flow,
+            router_alert=router_alert,
         )
         packet.network = packet.data
         packet.protocol = codec.ethertype
@@ -230,54 +313,102 @@ class IpEngine(Layer):
         hop.interface.send(packet, hop.next_hop, hop.cast)
         return 0
 
-    def hop(self, dst: int, interface: IpInterface | None = None) -> Hop | None:
-        """How to reach `dst`, out of `interface` if one is given; None where nothing leads there."""
-        found = self._find(dst, interface)
-        if found is None or not found[0].is_up:
-            return None
-        out, next_hop, cast = found
-        codec = self.codecs.get(0x0800 if is_v4(dst) else 0x86DD)
-        src = dst if out is self.loopback and interface is None else source_address(out, next_hop)
-        if src is None and dst == V4_BROADCAST:
-            src = V4_ANY  # a host that has no address yet asks for one
-        if codec is None or src is None:
-            return None
-        hop = Hop(out, next_hop, cast, src, codec, hash((dst, self._key)) % IDENT_SLOTS)
-        if interface is None:
-            if len(self._hops) >= REMEMBERED_HOPS:
-                self._hops.clear()
-            self._hops[dst] = hop
-        return hop
+    def _identify(self, hop: Hop) -> int:
+        """An identification for a packet that is fragmented, or may be on its way."""
+        if hop.slot < 0:
+            self._fragmented += 1
+            return self._hash(self._fragmented)
+        identification = self._identifications[hop.slot] + 1 + self._rng.getrandbits(3) & 0xFFFF
+        self._identifications[hop.slot] = identification
+        return identification
 
-    def _find(self, dst: int, interface: IpInterface | None) -> tuple[IpInterface, int, int] | None:
-        """Interface, next hop and cast towards `dst`."""
-        if is_unspecified(dst):
-            return None
-        if interface is None and self.is_local(dst):
-            return None if self.loopback is None else (self.loopback, dst, CAST_HOST)
-        cast = CAST_MULTICAST if is_multicast(dst) else self._accepted.get(dst, CAST_HOST)
-        if cast == CAST_MULTICAST or dst == V4_BROADCAST:
-            out = interface or self.default
-            return None if out is None else (out, dst, cast)
-        for route in self.routes.lookup(dst):
-            if interface in (None, route.interface) and route.interface.is_up:
-                return route.interface, dst if route.gateway is None else route.gateway, cast
-        return None
+    def _send_fragments(
+        self, packet: PacketBuffer, hop: Hop, src: int, dst: int, protocol: int, ttl: int, tos: int,
+        identification: int, flow: int, router_alert: bool,
+    ) -> None:  # fmt: skip
+        """Send a packet that is too big for its path in pieces that share its bytes."""
+        codec = hop.codec
+        self.counters["tx_fragmented"] += 1
+        room = hop.mtu - codec.fragment_size - (8 if router_alert else 0) & ~7
+        for offset, more, views in slices(packet.views(), room):
+            piece = PacketBuffer.allocate(0)
+            piece.frags = views
+            piece.lease = packet.lease
+            codec.build(
+                piece,
+                src=src,
+                dst=dst,
+                protocol=protocol,
+                ttl=ttl,
+                tos=tos,
+                identification=identification,
+                dont_fragment=False,
+                fragment=offset >> 2 | more,
+                fragmented=True,
+                flow=flow,
+                router_alert=router_alert,
+            )
+            self.send_built(piece, codec, hop.interface, hop.next_hop, hop.cast)
 
-    def _may_send_from(self, src: int, hop: Hop) -> bool:
-        if is_loopback(src):
-            return hop.interface.bare
-        return src in self._local
+    def send_built(
+        self, packet: PacketBuffer, codec: Codec, interface: IpInterface, next_hop: int, cast: int = CAST_HOST
+    ) -> None:
+        """Send a packet that has its IP header."""
+        packet.network = packet.data
+        packet.protocol = codec.ethertype
+        self.counters["tx_packets"] += 1
+        if self.trace is not None:
+            self.trace(self.stage, packet, f"next hop {format_mapped(next_hop)}")
+        interface.send(packet, next_hop, cast)
 
+    def output_with_header(self, packet: PacketBuffer, dst: int, *, interface: IpInterface | None = None) -> int:
+        """Send a packet that brings its IP header along (IP_HDRINCL); 0 or an errno.
 
-def source_address(interface: IpInterface, next_hop: int) -> int | None:
-    """The interface's address to use towards `next_hop`: of its family, on its network if there is one."""
-    first: int | None = None
-    for prefix in interface.addresses:
-        if is_v4(prefix.address) != is_v4(next_hop):
-            continue
-        if prefix.contains(next_hop):
-            return prefix.address
-        if first is None:
-            first = prefix.address
-    return first
+        As raw(7) says: length and checksum are always filled in, source and identification where they are zero; it is
+        not fragmented (EMSGSIZE). EINVAL where the header is none. The packet's linear part is changed.
+        """
+        hop = self.hop(dst, interface)
+        if hop is None:
+            self.drop(packet, "tx_dropped_no_route")
+            return errno.ENETUNREACH
+        if len(packet) > hop.mtu:
+            self.drop(packet, "tx_dropped_too_big")
+            return errno.EMSGSIZE
+        identification = 0 if hop.slot < 0 else self._identify(hop)
+        if not hop.codec.complete(packet, hop.src, identification or 1):
+            self.drop(packet, "tx_dropped_header")
+            return errno.EINVAL
+        self.send_built(packet, hop.codec, hop.interface, hop.next_hop, hop.cast)
+        return 0
+
+    def _loop(self, packet: PacketBuffer, hop: Hop, src: int, dst: int, protocol: int, ttl: int, tos: int) -> None:
+        """Keep a copy of what this host sends to a group that it is in."""
+        if hop.interface is self.loopback or self._other_cast(hop.interface, dst, False) is None is self._accepted.get(
+            dst
+        ):
+            return
+        copy = packet.copy()
+        hop.codec.build(
+            copy, src=src, dst=dst, protocol=protocol, ttl=ttl, tos=tos, identification=0, dont_fragment=True
+        )
+        if len(self._looped) >= LOOPED_PACKETS:
+            self.drop(copy, "tx_dropped_loop_full")
+            return
+        copy.cast = CAST_HOST
+        self._looped.append((hop.interface, hop.codec, copy))
+        if self.wake is not None:
+            self.wake()
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def poll(self, now: int) -> bool:
+        """Deliver what was looped, and give up packets whose fragments did not come; whether there was anything."""
+        worked = bool(self._looped)
+        for _ in range(len(self._looped)):
+            interface, codec, packet = self._looped.popleft()
+            self._receive(interface, codec, (packet,), False)
+        return self.reassembler.poll(now) or worked
+
+    def poll_at(self) -> int | None:
+        """When `poll` has something to do, or None."""
+        return self._now() if self._looped else self.reassembler.poll_at()

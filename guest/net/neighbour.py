@@ -7,7 +7,8 @@ Promises:
 - Never more than `arp_entries` entries; the least recently used one goes first, and what waited for it is counted.
 - An entry is used for exactly `arp_ttl` after its neighbour was last heard of, then asked for again.
 - `arp_retries` requests, `arp_interval` apart; then what waited is dropped, counted, and reported through `failed`.
-- At most `arp_queue` packets wait for one neighbour; the oldest gives way (RFC 1122 §2.3.2.2: keep the latest).
+- At most `arp_queue` packets of `arp_queue_bytes` together wait for one neighbour; the oldest give way (RFC 1122
+  §2.3.2.2: keep the latest, which is kept whatever its size).
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class NeighbourCache(Layer):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, address: int) -> bool:
+        """Whether there is an entry for `address`, be it asked for, in use or aged."""
+        return address in self._entries
+
     def entries(self) -> list[tuple[int, bytes | None, int]]:
         """Address, MAC (None while asking) and expiry of each entry that has not aged out."""
         now = self._now()
@@ -102,10 +107,7 @@ class NeighbourCache(Layer):
                 entry.mac = None
         if entry.waiting is None:
             entry.waiting = PacketQueue()
-        if len(entry.waiting) >= self._config.arp_queue:
-            oldest = entry.waiting.remove_head()
-            if oldest is not None:
-                self.drop(oldest, "tx_dropped_queue_full")
+        self._make_room(entry.waiting, len(packet))
         entry.waiting.add_tail(packet.keep())
         if address not in self._asking:
             entry.tries = 0
@@ -152,6 +154,14 @@ class NeighbourCache(Layer):
         """Forget everything; what waited is dropped."""
         for address in list(self._entries):
             self._remove(address, "tx_dropped_flushed")
+
+    def _make_room(self, waiting: PacketQueue, size: int) -> None:
+        config = self._config
+        while len(waiting) >= config.arp_queue or waiting.bytes + size > config.arp_queue_bytes:
+            oldest = waiting.remove_head()
+            if oldest is None:
+                return
+            self.drop(oldest, "tx_dropped_queue_full")
 
     def _insert(self, address: int) -> Neighbour:
         entries = self._entries

@@ -5,8 +5,13 @@ The stack never blocks, never reads a clock and sends nothing by itself: time co
 appeared outside of `input` and `poll` (a packet on the loopback).
 
 Events go to subscribers in the order in which they happened, also when a subscriber causes further ones:
-"link" (detail: "up", "down", "running", "no carrier", "mtu …"), "address" ("added …", "removed …"), "route" (likewise),
-"conflict" ((address, MAC of the claimant)).
+"link"      "up", "down", "running", "no carrier", "removed", "mtu …", "mtu6 …"
+"address"   "tentative …" (an IPv6 address that is being checked), "added …" (it may be used), "removed …",
+            "… deprecated", or the address alone when it is no longer deprecated
+"route"     "added …", "removed …"
+"conflict"  (address, MAC of whoever has it; zeros where it did not say)
+"dns"       "added …", "removed …": name servers that routers advertise
+"forwarding" True, False; of the loopback
 """
 
 from __future__ import annotations
@@ -16,15 +21,24 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from guest.net.address import AddressError, Prefix, format_address, is_unspecified, to_address, to_prefix
+from guest.net import mld, nd_wire
+from guest.net.address import AddressError, Prefix, format_address, is_unspecified, is_v4, to_address, to_prefix
 from guest.net.config import NetConfig
+from guest.net.family import IpHeader
 from guest.net.icmp import Icmp
+from guest.net.icmpv6 import Icmpv6
+from guest.net.igmp import PROTOCOL as IGMP
 from guest.net.interface import Interface, Output
 from guest.net.ip import IpEngine, IpInterface
 from guest.net.ipv4 import Ipv4
+from guest.net.ipv6 import Ipv6
 from guest.net.layer import Layer, Trace
-from guest.net.pbuf import PacketBuffer, PacketQueue
-from guest.net.route import Route, RouteTable
+from guest.net.pbuf import CAST_HOST, PacketBuffer, PacketQueue
+from guest.net.raw import Raw
+from guest.net.route import Route, RouteTable, parse_table
+from guest.net.udp import Udp
+
+UDP = 17
 
 Subscriber: TypeAlias = Callable[[str, Interface, object], None]
 
@@ -34,7 +48,7 @@ def _silent(_line: str) -> None:
 
 
 class Stack:
-    """A host's network stack. It starts with the loopback interface, up, as 127.0.0.1/8.
+    """A host's network stack. It starts with the loopback interface, up, as 127.0.0.1/8 and ::1/128.
 
     Args:
         now: the time in microseconds.
@@ -45,7 +59,8 @@ class Stack:
     Attributes:
         interfaces: in index order; the first is `loopback`.
         default: the interface for broadcasts and groups, which `net_link_primary` means; None until it is set.
-        ip, icmp: the layers above the interfaces.
+        ip, icmp, icmpv6, udp, raw: the layers above the interfaces.
+        dns_servers: that routers advertise, the first heard first.
         wake: see above.
     """
 
@@ -58,11 +73,16 @@ class Stack:
         log: Callable[[str], None] = _silent,
     ) -> None:
         self.now = now
+        self.rng = rng
         self.config = config or NetConfig()
         self.log = log
         self.wake: Callable[[], None] | None = None
         self.interfaces: list[Interface] = []
+        self.dns_servers: list[int] = []
         self.arp_counters: Counter[str] = Counter()
+        self.nd_counters: Counter[str] = Counter()
+        self.igmp_counters: Counter[str] = Counter()
+        self.mld_counters: Counter[str] = Counter()
         self._subscribers: list[Subscriber] = []
         self._events: deque[tuple[str, Interface, object]] = deque()
         self._publishing = False
@@ -70,12 +90,101 @@ class Stack:
         self._trace: Trace | None = None
         self._looped = PacketQueue()
         self._next_index = 1
-        self.ip = IpEngine([Ipv4()], rng=rng, config=self.config)
+        self.ip = IpEngine([Ipv4(), Ipv6()], rng=rng, config=self.config, now=now)
         self.icmp = Icmp(self.ip, now=now, rng=rng, config=self.config)
+        self.icmpv6 = Icmpv6(self.ip, self.icmp, now=now, config=self.config)
+        self.udp = Udp(self.ip, now=now, rng=rng, config=self.config)
+        handlers = self.icmp.error_handlers
+        handlers[UDP] = self.udp.icmp_error
+        self.raw = Raw(self.ip, now=now, config=self.config, echo=self.icmp.echo, error_handlers=handlers)
+        self._wire()
         self.loopback = self.add_interface("lo", None, self.config.loopback_mtu, self._loop, loopback=True)
         self.ip.loopback = self.loopback
         self.loopback.add_address("127.0.0.1", 8)
+        self.loopback.add_address("::1", 128)
         self.loopback.set_up()
+
+    def _wire(self) -> None:
+        """Tell the engine and ICMPv6 whom they have to call."""
+        self.ip.error = self._error
+        self.ip.wake = self._wake
+        self.ip.membership_changed = self._membership_changed
+        self.ip.handlers[IGMP] = self._igmp
+        for kind in nd_wire.SMALLEST:
+            self.icmpv6.handlers[kind] = self._nd
+        for kind in (mld.QUERY, mld.V1_REPORT, mld.V1_DONE, mld.V2_REPORT):
+            self.icmpv6.handlers[kind] = self._mld
+
+    def _wake(self) -> None:
+        if self.wake is not None:
+            self.wake()
+
+    def _error(self, packet: PacketBuffer, header: IpHeader, kind: str, value: int) -> None:
+        (self.icmp if is_v4(header.dst) else self.icmpv6).report(packet, header, kind, value)
+
+    def _membership_changed(self, interface: IpInterface, group: int, joined: bool) -> None:
+        if isinstance(interface, Interface):
+            interface.group_changed(group, joined)
+
+    def _igmp(self, packet: PacketBuffer, header: IpHeader) -> None:
+        interface = header.interface
+        if isinstance(interface, Interface) and interface.igmp is not None:
+            interface.igmp.input(packet, header)
+        else:
+            self.igmp_counters["rx_ignored_link"] += 1
+
+    def _nd(self, packet: PacketBuffer, header: IpHeader) -> str:
+        interface = header.interface
+        if not isinstance(interface, Interface) or interface.v6 is None:
+            return "rx_ignored_link"
+        interface.v6.nd.input(packet, header)
+        return "rx_nd"
+
+    def _mld(self, packet: PacketBuffer, header: IpHeader) -> str:
+        interface = header.interface
+        if not isinstance(interface, Interface) or interface.v6 is None:
+            return "rx_ignored_link"
+        interface.v6.mld.input(packet, header)
+        return "rx_mld"
+
+    def neighbour_failed(self, interface: Interface, packet: PacketBuffer) -> None:
+        """A packet, starting at its IP header, was dropped because its next hop on `interface` did not answer."""
+        codec = self.ip.codecs.get(packet.protocol)
+        packet.network = packet.data
+        packet.cast = CAST_HOST
+        header = None if codec is None else codec.parse(packet, interface, False)
+        if isinstance(header, IpHeader):
+            (self.icmp if is_v4(header.dst) else self.icmpv6).neighbour_failed(packet, header)
+
+    @property
+    def forwarding(self) -> bool:
+        """Whether packets for others are passed on. A router listens to no other router (RFC 4861 §6.2.1)."""
+        return self.ip.forwarding
+
+    @forwarding.setter
+    def forwarding(self, forwarding: bool) -> None:
+        if forwarding == self.ip.forwarding:
+            return
+        self.ip.forwarding = forwarding
+        for interface in self.interfaces:
+            if interface.v6 is not None:
+                interface.v6.set_router(forwarding)
+        self.changed("forwarding", self.loopback, forwarding)
+
+    def server_known(self, interface: Interface, address: int, known: bool) -> None:
+        """A router on `interface` advertises a name server, or does no longer."""
+        elsewhere = any(
+            other.v6 is not None and address in other.v6.slaac.servers
+            for other in self.interfaces
+            if other is not interface
+        )
+        if elsewhere:
+            return
+        if known:
+            self.dns_servers.append(address)
+        elif address in self.dns_servers:
+            self.dns_servers.remove(address)
+        self.publish("dns", interface, f"{'added' if known else 'removed'} {format_address(address)}")
 
     # -- interfaces, addresses, routes ---------------------------------------------------------------------------
 
@@ -86,19 +195,19 @@ class Stack:
 
         Args:
             name: not in use yet.
-            mac: 6 bytes; None with `loopback`.
+            mac: 6 bytes; None where packets have no link header, as with a TUN device.
             mtu: bytes of the largest IP packet.
             output: takes the batches that the interface sends.
-            loopback: carry IP packets without link headers.
+            loopback: it is the host's own; without a MAC address.
 
         Raises:
             ValueError: the name is taken, or a value is out of range.
         """
         if any(interface.name == name for interface in self.interfaces):
             raise ValueError(f"there is an interface {name!r} already")
-        if loopback != (mac is None):
-            raise ValueError(f"{name!r}: an interface has a MAC address unless it is a loopback")
-        interface = Interface(self, name, self._next_index, mac, mtu, output)
+        if loopback and mac is not None:
+            raise ValueError(f"{name!r}: a loopback has no MAC address")
+        interface = Interface(self, name, self._next_index, mac, mtu, output, loopback=loopback)
         self._next_index += 1
         for layer in interface.layers():
             layer.trace = self._trace
@@ -145,8 +254,9 @@ class Stack:
         """Add a route.
 
         Args:
-            destination, prefix_len: the network, as its family counts prefixes; "0.0.0.0", 0 is the default route.
-            gateway: the next hop; None or 0.0.0.0 where the destination is a neighbour itself.
+            destination, prefix_len: the network, as its family counts prefixes; "0.0.0.0", 0 or "::", 0 for the default
+                route.
+            gateway: the next hop; None, 0.0.0.0 or :: where the destination is a neighbour itself.
             interface: the way out; found by the gateway if not given.
             metric: the lowest wins among prefixes of the same length.
 
@@ -166,13 +276,13 @@ class Stack:
         self.changed("route", interface, f"added {prefix}")
 
     def set_gateway(self, gateway: str | int) -> None:
-        """Make `gateway` the default route, in place of the one with metric 0 that there was.
+        """Make `gateway` the default route of its family, in place of the one with metric 0 that there was.
 
         Where it is on none of our networks it is looked for behind the default interface, as LING does. Raises
         AddressError where there is none.
         """
         via = to_address(gateway)
-        anywhere = to_prefix("0.0.0.0", 0)
+        anywhere = to_prefix("0.0.0.0" if is_v4(via) else "::", 0)
         interface = next((i for i in self.interfaces if i.on_link(via)), self._default)
         if interface is None:
             raise AddressError(f"gateway {format_address(via)} is not on a network of this host")
@@ -180,6 +290,12 @@ class Stack:
             if route.prefix == anywhere and route.metric == 0:
                 self.ip.routes.remove(route)
         self.add_route(anywhere.address, 0, via, interface)
+
+    def load_routes(self, table: str) -> None:
+        """Add the routes of a table of text, see `parse_table`. Raises AddressError, after those that come before."""
+        for row in parse_table(table, {interface.name: interface for interface in self.interfaces}):
+            self.ip.routes.add(Route(row.prefix, row.gateway, row.interface, row.metric))
+            self.changed("route", row.interface, f"added {row.prefix}")
 
     def remove_route(
         self, destination: str | int, prefix_len: int, interface: Interface | None = None, metric: int | None = None
@@ -243,7 +359,7 @@ class Stack:
     @trace.setter
     def trace(self, trace: Trace | None) -> None:
         self._trace = trace
-        layers: list[Layer] = [self.ip, self.icmp]
+        layers: list[Layer] = [self.ip, self.icmp, self.icmpv6, self.udp, self.raw]
         for interface in self.interfaces:
             layers += interface.layers()
         for layer in layers:
@@ -260,8 +376,14 @@ class Stack:
             "ethernet": ethernet,
             "loopback": self.loopback.counters,
             "arp": self.arp_counters,
+            "nd": self.nd_counters,
             "ip": self.ip.counters,
             "icmp": self.icmp.counters,
+            "icmpv6": self.icmpv6.counters,
+            "igmp": self.igmp_counters,
+            "mld": self.mld_counters,
+            "udp": self.udp.counters,
+            "raw": self.raw.counters,
         }
 
     # -- work ----------------------------------------------------------------------------------------------------
@@ -287,7 +409,8 @@ class Stack:
             packets = [packet for _ in range(waiting) if (packet := self._looped.remove_head()) is not None]
             self.loopback.input(packets)
         now = self.now()
-        for interface in self.interfaces:
+        worked = self.ip.poll(now) or worked
+        for interface in list(self.interfaces):
             worked = interface.poll(now) or worked
         return worked
 
@@ -295,5 +418,9 @@ class Stack:
         """When `poll` has something to do: now, later, or never (None) unless something comes in."""
         if len(self._looped):
             return self.now()
-        due = [when for interface in self.interfaces if (when := interface.poll_at()) is not None]
-        return min(due) if due else None
+        soonest = self.ip.poll_at()
+        for interface in self.interfaces:
+            due = interface.poll_at()
+            if due is not None and (soonest is None or due < soonest):
+                soonest = due
+        return soonest

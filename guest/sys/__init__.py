@@ -1,1 +1,1 @@
-"""What runs programs: processes, mailboxes, the scheduler."""
+"""What runs programs and serves them: processes and their scheduler, descriptors, the system calls."""

@@ -1,18 +1,24 @@
 """What a boot prints: the guests' lines as they come, and at the end how each guest fared.
 
 A kernel line is dim behind its time, a program's line is plain; with several guests each line begins with its guest's
-name. Everything goes through one rich console, which leaves colours out where the output is piped.
+name. The lines of a trace stand between them.
+
+Everything goes through one rich console, which leaves colours out where the output is piped.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from vring.config import Board
+
+if TYPE_CHECKING:
+    from vring.trace.flow import Passage
 
 GUEST_STYLES = ("cyan", "magenta", "green", "blue", "yellow")
 _KERNEL = re.compile(r"\[ *\d+\.\d{6}\] ")
@@ -47,9 +53,21 @@ class LinePrinter:
         self._console.print(text, soft_wrap=True)
 
 
+class PassagePrinter:
+    """Prints the way of frames: a line a stage, dim where the frame goes on and red where it was dropped."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __call__(self, passage: Passage) -> None:
+        """Print one line."""
+        self._console.print(Text(str(passage), style="red" if passage.dropped else "dim"), soft_wrap=True)
+
+
 def board_lines(board: Board) -> Text:
     """The board as it was understood: one line a guest and one a NIC."""
-    text = Text(f"clock {board.clock}, seed {board.seed}", style="dim")
+    seed = "the host's entropy" if board.chosen_seed is None else f"seed {board.chosen_seed}"
+    text = Text(f"clock {board.clock}, {seed}", style="dim")
     if board.run is not None:
         text.append(f", at most {board.run:g} s")
     for guest in board.guests:

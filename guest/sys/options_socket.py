@@ -1,0 +1,99 @@
+"""Options of SOL_SOCKET. socket(7)."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from guest.sys import constants as c
+from guest.sys.fault import fault
+from guest.sys.option import Option, field, kept, table, told
+from guest.sys.socket_file import SocketFile
+
+if TYPE_CHECKING:
+    from guest.net.stack import Stack
+
+TIMEVAL = struct.Struct("<qq")
+LINGER = struct.Struct("<ii")
+BUFFER_MAX = 4_194_304  # net.core.rmem_max and wmem_max
+RCVBUF_MIN = 2304  # SOCK_MIN_RCVBUF
+SNDBUF_MIN = 4608  # SOCK_MIN_SNDBUF
+IFNAMSIZ = 16
+
+
+def _buffer(name: str, attribute: str, least: int, limit: int) -> Option:
+    """SO_RCVBUF and SO_SNDBUF: twice the value is kept, for Linux counts what it needs besides the data."""
+
+    def put(file: SocketFile, _stack: Stack, value: int, _raw: bytes) -> None:
+        # A negative number is a huge unsigned one, except where only root may go beyond the limit.
+        asked = min(value if value >= 0 else limit, limit) if limit == BUFFER_MAX else max(0, value)
+        setattr(file.endpoint.options, attribute, max(least, min(asked, 0x3FFF_FFFF) * 2))
+
+    def get(file: SocketFile, _stack: Stack) -> int:
+        return int(getattr(file.endpoint.options, attribute))
+
+    return Option(name, None if name.endswith("FORCE") else get, put)
+
+
+def _timeout(name: str, attribute: str) -> Option:
+    def get(file: SocketFile, _stack: Stack) -> bytes:
+        return TIMEVAL.pack(*divmod(getattr(file, attribute), 1_000_000))
+
+    def put(file: SocketFile, _stack: Stack, _value: int, raw: bytes) -> None:
+        seconds, micros = TIMEVAL.unpack_from(raw)
+        if not 0 <= micros < 1_000_000:
+            raise fault("EDOM")
+        setattr(file, attribute, max(0, seconds * 1_000_000 + micros) if seconds >= 0 else 0)
+
+    return Option(name, get, put, TIMEVAL.size)
+
+
+def _get_linger(file: SocketFile, _stack: Stack) -> bytes:
+    packed = file.settings.get((c.SOL_SOCKET, c.SO_LINGER), 0)
+    return LINGER.pack(packed >> 32, packed & 0x7FFF_FFFF)
+
+
+def _set_linger(file: SocketFile, _stack: Stack, _value: int, raw: bytes) -> None:
+    on, seconds = LINGER.unpack_from(raw)
+    file.settings[c.SOL_SOCKET, c.SO_LINGER] = bool(on) << 32 | seconds & 0x7FFF_FFFF
+
+
+def _get_device(file: SocketFile, _stack: Stack) -> bytes:
+    device = file.endpoint.options.bind_device
+    return b"" if device is None else device.name.encode() + b"\0"
+
+
+def _set_device(file: SocketFile, stack: Stack, _value: int, raw: bytes) -> None:
+    name = raw[: IFNAMSIZ - 1].split(b"\0", 1)[0].decode("ascii", "replace")
+    device = None
+    if name:
+        device = next((interface for interface in stack.interfaces if interface.name == name), None)
+        if device is None:
+            raise fault("ENODEV")
+    file.endpoint.options.bind_device = device
+
+
+OPTIONS = table(
+    c.SOL_SOCKET,
+    field("SO_REUSEADDR", "reuse_addr", bool),
+    field("SO_REUSEPORT", "reuse_port", bool),
+    field("SO_BROADCAST", "broadcast", bool),
+    field("SO_NO_CHECK", "no_check", bool),
+    told("SO_TYPE", lambda file: file.type),
+    told("SO_PROTOCOL", lambda file: file.protocol),
+    told("SO_DOMAIN", lambda file: file.family),
+    told("SO_ACCEPTCONN", lambda _file: 0),
+    told("SO_ERROR", lambda file: file.endpoint.take_error()),
+    kept(c.SOL_SOCKET, "SO_DONTROUTE", bool),
+    kept(c.SOL_SOCKET, "SO_KEEPALIVE", bool),
+    kept(c.SOL_SOCKET, "SO_OOBINLINE", bool),
+    kept(c.SOL_SOCKET, "SO_PRIORITY", int),
+    _buffer("SO_RCVBUF", "rcvbuf", RCVBUF_MIN, BUFFER_MAX),
+    _buffer("SO_SNDBUF", "sndbuf", SNDBUF_MIN, BUFFER_MAX),
+    _buffer("SO_RCVBUFFORCE", "rcvbuf", RCVBUF_MIN, 0),
+    _buffer("SO_SNDBUFFORCE", "sndbuf", SNDBUF_MIN, 0),
+    _timeout("SO_RCVTIMEO", "rcvtimeo"),
+    _timeout("SO_SNDTIMEO", "sndtimeo"),
+    Option("SO_LINGER", _get_linger, _set_linger, LINGER.size),
+    Option("SO_BINDTODEVICE", _get_device, _set_device, 0),
+)

@@ -1,0 +1,1 @@
+"""What happens inside a running board, told as it happens."""
