@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -11,7 +12,7 @@ from scapy.layers.l2 import ARP, Ether
 from guest.net.address import Prefix, parse_address
 from guest.net.interface import Interface
 from guest.net.pbuf import PacketBuffer
-from guest.sys.constants import AF_INET, AF_INET6, SO_BROADCAST, SOCK_DGRAM, SOL_SOCKET
+from guest.sys.constants import AF_INET, AF_INET6, SO_BROADCAST, SOCK_DGRAM, SOCK_RAW, SOL_SOCKET
 from guest.sys.netconfig import IpConfig
 from tests.sys_world import World
 
@@ -275,3 +276,36 @@ def test_a_zone_chooses_the_interface(world: Wired) -> None:
     with pytest.raises(OSError, match="No such device"):
         world.calls.sendto(other, b"x", ("fe80::9", 9, 0, 77))
     assert world.calls.sendto(other, b"x", ("fe80::9%eth0", 9)) == 1
+
+
+# -- capabilities (row D22) --------------------------------------------------------------------------------------
+
+
+def test_d22_the_capabilities_callback_is_asked_before_what_needs_a_privilege(world: Wired) -> None:
+    calls = world.calls
+    fd = calls.socket(AF_INET, SOCK_DGRAM)
+    asked: list[str] = []
+
+    def nobody(capability: str) -> bool:
+        asked.append(capability)
+        return False
+
+    calls.capable = nobody
+    with pytest.raises(PermissionError) as caught:
+        calls.bind(fd, ("0.0.0.0", 1023))
+    assert caught.value.errno == errno.EACCES
+    for refused in (
+        lambda: calls.socket(AF_INET, SOCK_RAW, 255),
+        lambda: calls.if_up("eth0"),
+        lambda: calls.if_add_addr("eth0", "10.0.0.9", 24),
+        lambda: calls.add_route("10.9.0.0", 16, "10.0.0.1"),
+        lambda: calls.setipaddr("10.0.0.9", "255.255.255.0"),
+    ):
+        with pytest.raises(PermissionError) as caught:
+            refused()
+        assert caught.value.errno == errno.EPERM
+    assert asked == ["net_bind_service", "net_raw", *["net_admin"] * 4]
+    assert calls.if_addrs("eth0") == []
+    asked.clear()
+    calls.bind(fd, ("0.0.0.0", 1024))
+    assert asked == [], "an ordinary port is nobody's privilege"

@@ -39,6 +39,8 @@ class Core:
             None refuses such callers with RuntimeError where they would block.
         resolver: (name, AF_*) → 128-bit address, raising `ResolveError`; None knows no names.
         dhcp: starts DHCP on an interface, for `if_up`; None where there is none.
+        capable: asked whether a caller may do what needs a privilege: "net_raw" (raw sockets), "net_bind_service"
+            (ports below 1024), "net_admin" (interfaces, addresses, routes). By default everybody may.
         counters: `rx_copied_bytes`, `rx_datagrams`, `tx_copied_bytes`, `tx_datagrams`, `sockets_opened`.
     """
 
@@ -56,6 +58,7 @@ class Core:
         self.host = host
         self.resolver: Resolver | None = None
         self.dhcp: Callable[[Interface], None] | None = None
+        self.capable: Callable[[str], bool] = lambda _capability: True
         self.counters: Counter[str] = Counter()
         self._now = now
         self._scheduler = scheduler
@@ -69,6 +72,11 @@ class Core:
     @block.setter
     def block(self, block: Block | None) -> None:
         self._waits.block = block
+
+    def _need(self, capability: str, error: str = "EPERM") -> None:
+        """Raises OSError `error` unless the caller may."""
+        if not self.capable(capability):
+            raise fault(error)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

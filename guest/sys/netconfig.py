@@ -68,6 +68,7 @@ class NetConfigCalls(Core):
 
         Raises OSError: ENODEV (no interface but the loopback), EINVAL; then nothing has changed.
         """
+        self._need("net_admin")
         interface = self._primary()
         address, mask, via = (_to_v4(value) for value in (ip, netmask, gateway))
         hosts = ~mask & V4_BITS
@@ -143,6 +144,7 @@ class NetConfigCalls(Core):
 
         Raises OSError: EEXIST, EINVAL.
         """
+        self._need("net_admin")
         if any(interface.name == name for interface in self.stack.interfaces):
             raise fault("EEXIST")
         try:
@@ -152,6 +154,7 @@ class NetConfigCalls(Core):
 
     def if_del(self, name: str) -> None:
         """Take an interface away, with its addresses and routes. Raises OSError: ENODEV, EINVAL (the loopback)."""
+        self._need("net_admin")
         interface = self._interface(name)
         if interface is self.stack.loopback:
             raise fault("EINVAL")
@@ -159,6 +162,7 @@ class NetConfigCalls(Core):
 
     def if_up(self, name: str, *, dhcp: bool = False) -> None:
         """Set an interface up; with `dhcp`, let it find its address. Raises OSError: ENODEV, EOPNOTSUPP (no DHCP)."""
+        self._need("net_admin")
         interface = self._interface(name)
         if dhcp and self.dhcp is None:
             raise fault("EOPNOTSUPP")
@@ -168,12 +172,14 @@ class NetConfigCalls(Core):
 
     def if_down(self, name: str) -> None:
         """Set an interface down. Raises OSError: ENODEV."""
+        self._need("net_admin")
         self._interface(name).set_down()
 
     # -- addresses -----------------------------------------------------------------------------------------------
 
     def if_add_addr(self, name: str, address: str, prefix_len: int) -> None:
         """Add an address of either family. Raises OSError: ENODEV, EEXIST, EINVAL."""
+        self._need("net_admin")
         interface = self._interface(name)
         number = _to_address(address)
         if any(other.owns(number) for other in self.stack.interfaces):
@@ -185,6 +191,7 @@ class NetConfigCalls(Core):
 
     def if_del_addr(self, name: str, address: str) -> None:
         """Remove an address. Raises OSError: ENODEV, EINVAL, EADDRNOTAVAIL (it is not there)."""
+        self._need("net_admin")
         if not self._interface(name).remove_address(_to_address(address)):
             raise fault("EADDRNOTAVAIL")
 
@@ -202,6 +209,7 @@ class NetConfigCalls(Core):
         self, destination: str, prefix_len: int, gateway: str | None = None, name: str | None = None, metric: int = 0
     ) -> None:
         """Add a route. Raises OSError: ENODEV, EEXIST, EINVAL, ENETUNREACH (the gateway is on no network of ours)."""
+        self._need("net_admin")
         interface = None if name is None else self._interface(name)
         via = None if gateway is None else _to_address(gateway)
         if via is not None and is_unspecified(via):
@@ -222,6 +230,7 @@ class NetConfigCalls(Core):
 
     def del_route(self, destination: str, prefix_len: int, name: str | None = None, metric: int | None = None) -> None:
         """Remove a route. Raises OSError: ENODEV, EINVAL, ESRCH (it is not there)."""
+        self._need("net_admin")
         interface = None if name is None else self._interface(name)
         try:
             there = self.stack.remove_route(destination, prefix_len, interface, metric)

@@ -19,6 +19,7 @@ Opener: TypeAlias = Callable[[int, int], "SocketFile | str"]
 
 TYPE_MASK = 0xF
 SOCK_MAX = 11  # types beyond are no types at all
+PRIVILEGED_PORTS = 1024  # as Linux has it unless told otherwise
 PROTOCOL_MAX = 263  # IPPROTO_MAX
 
 
@@ -80,6 +81,8 @@ class SocketCalls(Core):
     def _open_raw(self, family: int, protocol: int) -> SocketFile | str:
         if not 0 < protocol <= 255:
             return "EPROTONOSUPPORT"
+        if not self.capable("net_raw"):
+            return "EPERM"
         endpoint = self.stack.raw.open(4 if family == c.AF_INET else 6, protocol)
         endpoint.options.reuse_addr = True
         return SocketFile(endpoint, family, c.SOCK_RAW, protocol)
@@ -87,7 +90,10 @@ class SocketCalls(Core):
     # -- naming them ---------------------------------------------------------------------------------------------
 
     def bind(self, fd: int, address: AddressArgument) -> None:
-        """Give a socket its local address. Raises OSError: EINVAL, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT."""
+        """Give a socket its local address.
+
+        Raises OSError: EINVAL, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT, EACCES (a port below 1024, without the right).
+        """
         file = self._socket(fd)
         if isinstance(address, (bytes, bytearray, memoryview)) and file.family == c.AF_INET6:
             if len(address) < SIN6_LEN_RFC2133:
@@ -95,6 +101,8 @@ class SocketCalls(Core):
         where = self._destination(file, address)
         if where.family != file.family and (where.family, where.address) != (c.AF_UNSPEC, V4_ANY):
             raise fault("EAFNOSUPPORT")
+        if file.protocol == c.IPPROTO_UDP and 0 < where.port < PRIVILEGED_PORTS:
+            self._need("net_bind_service", "EACCES")
         check(file.endpoint.bind(where.address, where.port, self._scope(where)))
         file.scope = where.scope
 
