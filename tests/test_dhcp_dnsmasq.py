@@ -135,7 +135,7 @@ def test_a_lease_its_renewal_and_its_release(host: Namespace, server: Dnsmasq, s
 
 
 def test_an_address_that_the_host_holds_is_declined(host: Namespace, server: Dnsmasq) -> None:
-    for last in range(50, 60):
+    for last in range(50, 61):  # the whole range: which one dnsmasq picks follows from the MAC
         host.run("ip", "addr", "add", f"10.9.0.{last}/32", "dev", "t0")
     with host.entered():
         made = vring.boot(wire="tap:t0", cmdline="-dhcp")
