@@ -127,7 +127,7 @@ def test_a_path_of_a_home_is_seen() -> None:
     slash = "/"
     assert home_paths_in(f"see {slash}root/notes")
     assert home_paths_in(f"open('{slash}work/main/x')")
-    assert not home_paths_in("hw/work/queue and tests/root/x")
+    assert not home_paths_in(f"hw{slash}work{slash}queue and tests{slash}root{slash}x")
 
 
 def test_make_has_what_the_papers_promise() -> None:
