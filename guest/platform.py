@@ -54,11 +54,46 @@ class Irq(Protocol):
     def unmask(self, line: int) -> None: ...
 
 
+class XenPlatform(Protocol):
+    """What a guest that runs on Xen has beside the rest: what the domain builder tells it, and the hypercalls.
+
+    Hypercalls take their argument as the bytes of the struct that Xen's headers name, which the hypervisor may change;
+    they answer 0, or an errno below 0. Nothing of it raises.
+
+    Attributes:
+        domid: the guest's domain.
+        shared_info: guest-physical address of the page with the event channels' bitmaps.
+        store_page, store_port: the page with the rings of xenstore, and the event channel to it.
+        irq: the line that is high while virtual CPU 0 has `evtchn_upcall_pending` set.
+    """
+
+    @property
+    def domid(self) -> int: ...
+    @property
+    def shared_info(self) -> int: ...
+    @property
+    def store_page(self) -> int: ...
+    @property
+    def store_port(self) -> int: ...
+    @property
+    def irq(self) -> int: ...
+
+    def event_channel_op(self, op: int, arg: bytearray, /) -> int:
+        """EVTCHNOP_*, with `struct evtchn_*` in `arg`."""
+
+    def grant_table_op(self, op: int, arg: bytearray, count: int = 1, /) -> int:
+        """GNTTABOP_*, with `count` times `struct gnttab_*` in `arg`."""
+
+    def sched_op(self, op: int, arg: bytearray, /) -> int:
+        """SCHEDOP_*: poll waits for an event channel, shutdown with the reason suspend returns once resumed."""
+
+
 class Platform(Protocol):
     """A machine to boot on.
 
     Attributes:
         memory, mmio, irq: as above.
+        xen: on Xen, what that adds; elsewhere None.
         cmdline: the kernel command line; `virtio_mmio.device=4K@0xd0000000:5` entries announce devices.
         rng: the guest's source of randomness, seeded by the machine.
     """
@@ -69,6 +104,8 @@ class Platform(Protocol):
     def mmio(self) -> Mmio: ...
     @property
     def irq(self) -> Irq: ...
+    @property
+    def xen(self) -> XenPlatform | None: ...
     @property
     def cmdline(self) -> str: ...
     @property

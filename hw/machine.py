@@ -51,6 +51,7 @@ class MachinePlatform:
         self.memory = machine.memory.port("driver")
         self.mmio = machine.bus
         self.irq = machine.irq
+        self.xen = None  # this board has no hypervisor
         self.rng = machine.random("guest")
         self.now: Callable[[], int] = machine.clock.now
 
