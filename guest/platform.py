@@ -8,7 +8,7 @@ physical address, interrupt lines by number, the time, and the command line.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 Format = Literal["B", "H", "I", "Q"]
@@ -57,12 +57,12 @@ class Irq(Protocol):
 class XenPlatform(Protocol):
     """What a guest that runs on Xen has beside the rest: what the domain builder tells it, and the hypercalls.
 
-    Hypercalls take their argument as the bytes of the struct that Xen's headers name, which the hypervisor may change;
-    they answer 0, or an errno below 0. Nothing of it raises.
+    Hypercalls take and return numbers; one below 0 is an errno. Nothing of it raises.
 
     Attributes:
         domid: the guest's domain.
-        shared_info: guest-physical address of the page with the event channels' bitmaps.
+        shared_info: address of the page with the event channels' bitmaps.
+        grant_frames: addresses of the pages of the grant table, in order.
         store_page, store_port: the page with the rings of xenstore, and the event channel to it.
         irq: the line that is high while virtual CPU 0 has `evtchn_upcall_pending` set.
     """
@@ -72,20 +72,35 @@ class XenPlatform(Protocol):
     @property
     def shared_info(self) -> int: ...
     @property
+    def grant_frames(self) -> Sequence[int]: ...
+    @property
     def store_page(self) -> int: ...
     @property
     def store_port(self) -> int: ...
     @property
     def irq(self) -> int: ...
 
-    def event_channel_op(self, op: int, arg: bytearray, /) -> int:
-        """EVTCHNOP_*, with `struct evtchn_*` in `arg`."""
+    def evtchn_alloc_unbound(self, remote_domid: int) -> int:
+        """A new port that `remote_domid` may bind to."""
 
-    def grant_table_op(self, op: int, arg: bytearray, count: int = 1, /) -> int:
-        """GNTTABOP_*, with `count` times `struct gnttab_*` in `arg`."""
+    def evtchn_send(self, port: int) -> int:
+        """Make the other end's port pending."""
 
-    def sched_op(self, op: int, arg: bytearray, /) -> int:
-        """SCHEDOP_*: poll waits for an event channel, shutdown with the reason suspend returns once resumed."""
+    def evtchn_unmask(self, port: int) -> int:
+        """Clear the port's mask bit, and deliver what is pending."""
+
+    def evtchn_close(self, port: int) -> int:
+        """Give the port up."""
+
+    def poll(self, port: int) -> bool:
+        """Let the other domains work until `port` is pending; False when nothing that they do would make it so."""
+
+    def suspend(self) -> bool:
+        """Stop until resumed; False when that was cancelled and nothing has changed.
+
+        After a resume all event channels but the store's are closed, the grant table is empty, and the attributes may
+        have other values.
+        """
 
 
 class Platform(Protocol):
