@@ -35,7 +35,7 @@ HW_LAYERS = (
     ("hw.memory", "hw.clock", "hw._native", "hw._native_build"),
     ("hw.bus", "hw.irq", "hw.loop", "hw.host_files"),
     ("hw.wire",),
-    ("hw.virtio",),
+    ("hw.virtio", "hw.xen"),
     ("hw.machine",),
 )
 GUEST_LAYERS = (
