@@ -41,6 +41,7 @@ from guest.platform import Platform
 from guest.services import Services
 from guest.sys.calls import Calls
 from guest.sys.scheduler import EX_SOFTWARE, Process, Scheduler
+from guest.xen.domain import Domain
 
 
 class Guest:
@@ -62,6 +63,7 @@ class Guest:
         mtu_limit: the MTU that eth0 may have at most, where one was given.
         hostname: the name, or what the DHCP server calls it.
         services, grid, lo, stack, resolver, scheduler, calls, outlets: made by stage 1, as are the following.
+        xen: the domain that this guest is, on Xen.
         devices: the network devices that the drivers found.
         fes: the front ends, by index.
         ni: the network interface at FE/0, once `setup` has made it.
@@ -96,6 +98,7 @@ class Guest:
         self.mtu_limit = None if config is None else config.mtu
         self.log = BootLog(platform.now, console)
         self.programs: dict[str, Program] = programs()
+        self.xen: Domain | None = None
         self.devices: list[NetDevice] = []
         self.fes: list[FrontEnd] = []
         self.ni: NetworkInterface | None = None
@@ -224,6 +227,8 @@ class Guest:
         else:
             for device in self.devices:  # stage 1 has failed half-way
                 device.close()
+            if self.xen is not None:
+                self.xen.close()
 
     def _panic(self, error: Exception) -> None:
         self.panic = error

@@ -42,7 +42,7 @@ GUEST_LAYERS = (
     ("guest.platform", "guest._native", "guest._native_build"),
     ("guest.dma",),
     ("guest.services", "guest.log"),
-    ("guest.ring",),
+    ("guest.ring", "guest.xen"),
     ("guest.net",),
     ("guest.drivers",),
     ("guest.fe",),
