@@ -124,7 +124,7 @@ class IcmpLayer(Layer):
     def _receive(self, packet: PacketBuffer, header: IpHeader) -> str:
         if not packet.pullup(HEADER_SIZE):
             return "rx_dropped_short"
-        if sum_views(packet.views(), self.pseudo_sum(header.src, header.dst, len(packet))) != 0xFFFF:
+        if not self.is_whole(packet, header):
             return "rx_dropped_checksum"
         kind, code, check, ident, seq = HEADER.unpack_from(packet.area, packet.data)
         if kind == self.echo_request:
@@ -135,6 +135,10 @@ class IcmpLayer(Layer):
                 return "rx_ignored_no_port"
             return "rx_echo_replies" if owner.echo_reply(packet, header) else "rx_dropped_queue_full"
         return self.receive(packet, header, kind, code, ident << 16 | seq)
+
+    def is_whole(self, packet: PacketBuffer, header: IpHeader) -> bool:
+        """Whether the checksum of a message is right, its IP header pulled."""
+        return sum_views(packet.views(), self.pseudo_sum(header.src, header.dst, len(packet))) == 0xFFFF
 
     def answers_groups(self) -> bool:
         """Whether pings to broadcast and multicast addresses are answered."""

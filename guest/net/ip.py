@@ -72,6 +72,7 @@ class IpEngine(HopTable):
         raw: sees every packet for this host before its transport does, without changing it; whether somebody took it
             (then nobody is told that its protocol is unknown).
         error: is asked for ICMP errors about received packets, see above.
+        impostor: is shown, at their IP headers, the packets from a wire that were dropped for their own source.
         forwarding: pass on packets for others.
         reassembler: the packets that are still in pieces.
         wake: called when `poll` has got something to do.
@@ -89,6 +90,7 @@ class IpEngine(HopTable):
         self.handlers: dict[int, Handler] = {}
         self.raw: Callable[[PacketBuffer, IpHeader], bool] | None = None
         self.error: Callable[[PacketBuffer, IpHeader, str, int], None] | None = None
+        self.impostor: Callable[[PacketBuffer, IpHeader], None] | None = None
         self.forwarding = False
         self.wake: Callable[[], None] | None = None
         self._identifications = [rng.getrandbits(16) for _ in range(IDENT_SLOTS)]
@@ -129,6 +131,8 @@ class IpEngine(HopTable):
                 cast = self._other_cast(interface, dst, from_wire)
             if from_wire and accepted.get(src) is not None:
                 self.drop(packet, "rx_dropped_land" if src == dst else "rx_dropped_source")
+                if self.impostor is not None:
+                    self.impostor(packet, header)
                 continue
             if cast is None:
                 self._pass_on(packet, header, codec)

@@ -145,7 +145,21 @@ class NeighbourDiscovery(Layer):
             result = "rx_ignored_router_solicitation" if handler is None else handler(message, header)
         if result.startswith("rx_dropped"):
             self.drop(packet, result)
-            return
+        else:
+            self._count(packet, result)
+
+    def claimed(self, packet: PacketBuffer, header: IpHeader) -> None:
+        """A message that went no further because its source is an own address; its checksum is right.
+
+        It teaches nothing, but whoever advertises an own address, or asks from one, has it too (RFC 4862 §5.4.4).
+        """
+        message = parse(packet, header)
+        result = message if isinstance(message, str) else self._claim(message, header)
+        if result in ("rx_conflicts", "rx_duplicates"):
+            self.counters["rx_packets"] += 1
+            self._count(packet, result)
+
+    def _count(self, packet: PacketBuffer, result: str) -> None:
         self.counters[result] += 1
         if self.trace is not None:
             self.trace(self.stage, packet, result)
@@ -221,6 +235,17 @@ class NeighbourDiscovery(Layer):
         if mac is not None:
             self._cache.learn(message.target, mac, create=True)
         return "rx_redirects"
+
+    def _claim(self, message: NdMessage, header: IpHeader) -> str:
+        """What a message from an own address means; only conflicts and duplicates do."""
+        owner = self._owner
+        if message.kind == NEIGHBOUR_ADVERTISEMENT and owner.owns(message.target):
+            return self._advertised(message, header)
+        mac = message.link_address(SOURCE_LINK)
+        if message.kind == NEIGHBOUR_SOLICITATION and owner.owns(header.src) and mac not in (None, self._mac):
+            owner.conflict(header.src, mac or MAC_ZERO)
+            return "rx_conflicts"
+        return "rx_dropped_own"
 
     # -- asking and telling --------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from guest.net.address import AddressError, Prefix, format_address, is_unspecifi
 from guest.net.config import NetConfig
 from guest.net.family import IpHeader
 from guest.net.icmp import Icmp
+from guest.net.icmpv6 import PROTOCOL as ICMPV6
 from guest.net.icmpv6 import Icmpv6
 from guest.net.igmp import PROTOCOL as IGMP
 from guest.net.interface import Interface, Output
@@ -107,6 +108,7 @@ class Stack:
     def _wire(self) -> None:
         """Tell the engine and ICMPv6 whom they have to call."""
         self.ip.error = self._error
+        self.ip.impostor = self._impostor
         self.ip.wake = self._wake
         self.ip.membership_changed = self._membership_changed
         self.ip.handlers[IGMP] = self._igmp
@@ -121,6 +123,14 @@ class Stack:
 
     def _error(self, packet: PacketBuffer, header: IpHeader, kind: str, value: int) -> None:
         (self.icmp if is_v4(header.dst) else self.icmpv6).report(packet, header, kind, value)
+
+    def _impostor(self, packet: PacketBuffer, header: IpHeader) -> None:
+        """A packet from a wire has an own address as its source: somebody else may have that address."""
+        interface = header.interface
+        if header.protocol == ICMPV6 and isinstance(interface, Interface) and interface.v6 is not None:
+            packet.pull(header.size)
+            if self.icmpv6.is_whole(packet, header):
+                interface.v6.nd.claimed(packet, header)
 
     def _membership_changed(self, interface: IpInterface, group: int, joined: bool) -> None:
         if isinstance(interface, Interface):
