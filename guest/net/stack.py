@@ -95,9 +95,7 @@ class Stack:
         self.icmp = Icmp(self.ip, now=now, rng=rng, config=self.config)
         self.icmpv6 = Icmpv6(self.ip, self.icmp, now=now, config=self.config)
         self.udp = Udp(self.ip, now=now, rng=rng, config=self.config)
-        handlers = self.icmp.error_handlers
-        handlers[UDP] = self.udp.icmp_error
-        self.raw = Raw(self.ip, now=now, config=self.config, echo=self.icmp.echo, error_handlers=handlers)
+        self.raw = Raw(self.ip, now=now, config=self.config, echo=self.icmp.echo)
         self._wire()
         self.loopback = self.add_interface("lo", None, self.config.loopback_mtu, self._loop, loopback=True)
         self.ip.loopback = self.loopback
@@ -106,12 +104,14 @@ class Stack:
         self.loopback.set_up()
 
     def _wire(self) -> None:
-        """Tell the engine and ICMPv6 whom they have to call."""
+        """Tell the engine and ICMP whom they have to call."""
         self.ip.error = self._error
         self.ip.impostor = self._impostor
         self.ip.wake = self._wake
         self.ip.membership_changed = self._membership_changed
         self.ip.handlers[IGMP] = self._igmp
+        self.icmp.error_handlers[UDP] = self.udp.icmp_error
+        self.icmp.raw = self.icmpv6.raw = self.raw
         for kind in nd_wire.SMALLEST:
             self.icmpv6.handlers[kind] = self._nd
         for kind in (mld.QUERY, mld.V1_REPORT, mld.V1_DONE, mld.V2_REPORT):
