@@ -12,7 +12,7 @@ from scapy.layers.dns import DNS, DNSQR, DNSRR, DNSRRSOA
 from guest.net.address import format_address, parse_address
 from guest.net.dns import Query, Resolver
 from guest.net.dns_exchange import DnsConfig
-from guest.net.endpoint import Datagram, Endpoint
+from guest.net.endpoint import Datagram, MessageEndpoint
 from guest.net.hosts import Hosts
 from guest.net.pbuf import PacketBuffer
 from guest.services import Timers
@@ -31,7 +31,7 @@ class Clock:
         return self.now
 
 
-class End(Endpoint):
+class End(MessageEndpoint):
     """A UDP endpoint whose other side is the test."""
 
     def __init__(self, net: Net, family: int) -> None:
@@ -101,7 +101,7 @@ class Net:
         )  # fmt: skip
         self.resolver.set_servers("static", [parse_address(one) for one in servers or (SERVER,)], search)
 
-    def _open(self, family: int) -> Endpoint:
+    def _open(self, family: int) -> MessageEndpoint:
         end = End(self, family)
         self.open.append(end)
         return end

@@ -32,7 +32,7 @@ from guest.sys.constants import (
     SOCK_STREAM,
     SOL_SOCKET,
 )
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile
 from tests.sys_world import World
 
 HERE = ("127.0.0.1", 7)
@@ -108,7 +108,7 @@ def test_what_exceeds_the_receive_buffer_is_dropped_newest_first_and_counted(wor
         calls.sendto(fd, bytes([number]) * 500, HERE)
         world.settle()
         file = calls.fds.file(fd)
-        assert isinstance(file, SocketFile)
+        assert isinstance(file, DatagramFile)
         assert file.endpoint.queued_bytes <= limit
 
     got = []
@@ -133,7 +133,7 @@ def test_after_closing_everything_nothing_is_left(world: World) -> None:
         ):  # fmt: skip
             fd = calls.socket(family, kind, protocol)
             file = calls.fds.file(fd)
-            assert isinstance(file, SocketFile)
+            assert isinstance(file, DatagramFile)
             refs.append(weakref.ref(file.endpoint))
             if kind == SOCK_DGRAM and not protocol:
                 calls.connect(fd, ("127.0.0.1" if family == AF_INET else "::1", 9))
@@ -188,13 +188,13 @@ def test_names_go_to_the_resolver(world: World, fd: int) -> None:
 def test_a_transport_with_connections_plugs_in(world: World) -> None:
     """The seam for SOCK_STREAM: an opener, and a file that listens and accepts."""
 
-    waiting: list[SocketFile] = []
+    waiting: list[DatagramFile] = []
 
-    class Stream(SocketFile):
+    class Stream(DatagramFile):
         def listen(self, backlog: int) -> None:
             self.backlog = backlog
 
-        def accept(self) -> SocketFile | None:
+        def accept(self) -> DatagramFile | None:
             return waiting.pop() if waiting else None
 
         def poll(self) -> int:
@@ -204,7 +204,7 @@ def test_a_transport_with_connections_plugs_in(world: World) -> None:
     with pytest.raises(OSError, match="Protocol not supported"):
         calls.socket(AF_INET, SOCK_STREAM)
 
-    def opener(family: int, _protocol: int) -> SocketFile:
+    def opener(family: int, _protocol: int) -> DatagramFile:
         return Stream(world.stack.udp.open(4), family, SOCK_STREAM, IPPROTO_TCP)
 
     calls.openers[SOCK_STREAM] = opener
@@ -241,7 +241,7 @@ def test_a_sender_waits_for_room_and_holds_its_socket_meanwhile(world: World, fd
     calls = world.calls
     narrow = world.stack.udp.open(4)
     narrow.__class__ = Narrow
-    sock = calls.fds.install(SocketFile(narrow, AF_INET, SOCK_DGRAM, 17))
+    sock = calls.fds.install(DatagramFile(narrow, AF_INET, SOCK_DGRAM, 17))
     ended: list[int] = []
 
     def sender() -> None:

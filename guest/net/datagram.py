@@ -18,7 +18,7 @@ from guest.net.address import (
     is_unspecified,
     is_v4,
 )
-from guest.net.endpoint import PMTUDISC_DONT, PMTUDISC_WANT, Datagram, Endpoint
+from guest.net.endpoint import PMTUDISC_DONT, PMTUDISC_WANT, Datagram, MessageEndpoint
 from guest.net.icmp_errno import meaning
 from guest.net.pbuf import CAST_BROADCAST, CAST_MULTICAST, HEADROOM, Buffer, PacketBuffer
 
@@ -39,7 +39,7 @@ def needs_zone(address: int) -> bool:
     return address >> 118 == 0xFE80 >> 6 or (address >> 120 == 0xFF and address >> 112 & 15 in (1, 2))
 
 
-class DatagramEndpoint(Endpoint):
+class DatagramEndpoint(MessageEndpoint):
     """An end that sends through `IpEngine.output`.
 
     Args:

@@ -41,7 +41,7 @@ from guest.net.dns_exchange import (
     Try,
     candidates,
 )
-from guest.net.endpoint import Endpoint
+from guest.net.endpoint import MessageEndpoint
 from guest.net.hosts import Hosts
 from guest.net.timer import Cancellable, Timers
 
@@ -88,7 +88,7 @@ class Query:
         self.on_done = on_done
         self._resolver = resolver
         self._exchange: Exchange | None = None
-        self._endpoint: Endpoint | None = None
+        self._endpoint: MessageEndpoint | None = None
         self._timer: Cancellable | None = None
 
     @property
@@ -250,7 +250,7 @@ class Resolver:
         *,
         now: Callable[[], int],
         rng: random.Random,
-        open_endpoint: Callable[[int], Endpoint],
+        open_endpoint: Callable[[int], MessageEndpoint],
         timers: Timers,
         hosts: Hosts | None = None,
         config: DnsConfig | None = None,

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from guest.net.address import V4_ANY, V6_ANY, is_v4
 
 if TYPE_CHECKING:
-    from guest.net.endpoint import Endpoint
+    from guest.net.endpoint import Endpoint, MessageEndpoint
 
     End = TypeVar("End", bound=Endpoint)
+    MessageEnd = TypeVar("MessageEnd", bound=MessageEndpoint)
 else:
     End = TypeVar("End")
 
@@ -176,7 +177,9 @@ class PortTable(Generic[End]):
         group = [end for end in best if end.options.reuse_port]
         return group[hash((src, src_port, dst, self._flow_key)) % len(group)]
 
-    def members(self, src: int, src_port: int, dst: int, dst_port: int, interface: object, group: bool) -> list[End]:
+    def members(
+        self: PortTable[MessageEnd], src: int, src_port: int, dst: int, dst_port: int, interface: object, group: bool
+    ) -> list[MessageEnd]:
         """Everybody whose broadcast packet it is or, where `group` is set, whose multicast packet."""
         v4 = is_v4(dst)
         found = []

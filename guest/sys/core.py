@@ -16,7 +16,7 @@ from guest.sys.files import File
 from guest.sys.host_file import HostDescriptors
 from guest.sys.scheduler import Process, Scheduler
 from guest.sys.sockaddr import AddressArgument, Destination, Resolver, needs_scope, parse
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile, SocketFile
 from guest.sys.wait import Block, Waits
 
 if TYPE_CHECKING:
@@ -80,10 +80,10 @@ class Core:
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def _socket(self, fd: int) -> SocketFile:
+    def _socket(self, fd: int) -> DatagramFile:
         """The socket behind a descriptor. Raises OSError: EBADF, ENOTSOCK."""
         file = self.fds.file(fd)
-        if not isinstance(file, SocketFile):
+        if not isinstance(file, DatagramFile):
             raise fault("ENOTSOCK")
         return file
 

@@ -17,7 +17,7 @@ from guest.sys.ancillary import Choices, Item, chosen, fit, received, reported
 from guest.sys.core import Core
 from guest.sys.fault import fault
 from guest.sys.sockaddr import AddressArgument, Destination, SocketAddress, show
-from guest.sys.socket_file import MORE_LIMIT, SocketFile, copy_out, pieces_of
+from guest.sys.socket_file import MORE_LIMIT, DatagramFile, copy_out, pieces_of
 
 if TYPE_CHECKING:
     from guest.net.icmp_error import IcmpError
@@ -58,7 +58,7 @@ class DataCalls(Core):
 
     def _send(
         self,
-        file: SocketFile,
+        file: DatagramFile,
         pieces: Sequence[memoryview],
         address: AddressArgument | None,
         flags: int,
@@ -79,7 +79,7 @@ class DataCalls(Core):
 
     def _cork(
         self,
-        file: SocketFile,
+        file: DatagramFile,
         pieces: Sequence[memoryview],
         size: int,
         where: Destination | None,
@@ -102,7 +102,7 @@ class DataCalls(Core):
         return size
 
     def _transmit(
-        self, file: SocketFile, pieces: Sequence[Buffer], where: Destination | None, flags: int, choices: Choices
+        self, file: DatagramFile, pieces: Sequence[Buffer], where: Destination | None, flags: int, choices: Choices
     ) -> None:
         endpoint = file.endpoint
         scope = None if where is None else self._scope(where)
@@ -231,7 +231,7 @@ class DataCalls(Core):
         told |= (c.MSG_TRUNC if copied < length else 0) | (c.MSG_CTRUNC if missing else 0)
         return length if flags & c.MSG_TRUNC else copied, kept, told, address
 
-    def _receive(self, file: SocketFile, flags: int) -> Datagram | None:
+    def _receive(self, file: DatagramFile, flags: int) -> Datagram | None:
         """The next datagram, waiting for it if need be; None after SHUT_RD."""
         if flags & c.MSG_OOB and (file.raw or file.ping):
             raise fault("EOPNOTSUPP")
@@ -249,7 +249,7 @@ class DataCalls(Core):
         self.counters["rx_datagrams"] += 1
         return datagram
 
-    def _next_error(self, file: SocketFile) -> IcmpError:
+    def _next_error(self, file: DatagramFile) -> IcmpError:
         """The oldest queued error, taken out. Raises OSError: EAGAIN, whether the socket blocks or not, as on Linux."""
         errors = file.endpoint.errors
         if not errors:
@@ -260,7 +260,7 @@ class DataCalls(Core):
         return error
 
     @staticmethod
-    def _sender(file: SocketFile, datagram: Datagram) -> SocketAddress:
+    def _sender(file: DatagramFile, datagram: Datagram) -> SocketAddress:
         return show(file.family, datagram.src, datagram.src_port, datagram.interface.index)
 
 

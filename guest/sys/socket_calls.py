@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from guest.net.address import V4_ANY
-from guest.net.endpoint import Endpoint
+from guest.net.endpoint import MessageEndpoint
 from guest.sys import constants as c
 from guest.sys import options
 from guest.sys.core import Core
 from guest.sys.fault import check, fault
 from guest.sys.sockaddr import SIN6_LEN_RFC2133, AddressArgument, SocketAddress, family_of, show
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile, SocketFile
 
 # (AF_*, protocol as the caller gave it) → the socket's file, or an error's name
 Opener: TypeAlias = Callable[[int, int], "SocketFile | str"]
@@ -67,7 +67,7 @@ class SocketCalls(Core):
     def _open_datagram(self, family: int, protocol: int) -> SocketFile | str:
         stack = self.stack
         version = 4 if family == c.AF_INET else 6
-        endpoint: Endpoint
+        endpoint: MessageEndpoint
         if protocol in (0, c.IPPROTO_UDP):
             protocol = c.IPPROTO_UDP
             endpoint = stack.udp.open(version)
@@ -76,7 +76,7 @@ class SocketCalls(Core):
             endpoint.options.reuse_addr = True  # so on Linux, as for raw ones
         else:
             return "EPROTONOSUPPORT"
-        return SocketFile(endpoint, family, c.SOCK_DGRAM, protocol)
+        return DatagramFile(endpoint, family, c.SOCK_DGRAM, protocol)
 
     def _open_raw(self, family: int, protocol: int) -> SocketFile | str:
         if not 0 < protocol <= 255:
@@ -85,7 +85,7 @@ class SocketCalls(Core):
             return "EPERM"
         endpoint = self.stack.raw.open(4 if family == c.AF_INET else 6, protocol)
         endpoint.options.reuse_addr = True
-        return SocketFile(endpoint, family, c.SOCK_RAW, protocol)
+        return DatagramFile(endpoint, family, c.SOCK_RAW, protocol)
 
     # -- naming them ---------------------------------------------------------------------------------------------
 

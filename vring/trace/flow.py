@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from guest.apps.decode import decode
 from guest.net.address import format_mac
 from guest.net.pbuf import PacketBuffer
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile
 from hw.abi.virtio_net import RECEIVEQ1
 from hw.abi.virtio_ring import RING_ENTRIES, USED_ELEM_SIZE
 from hw.machine import FIRST_IRQ
@@ -245,7 +245,7 @@ class _GuestTrace:
         fds = []
         for fd in guest.calls.fds:
             file = guest.calls.fds.file(fd)
-            if isinstance(file, SocketFile) and file.endpoint.local[1] == port and file.endpoint.queued_bytes:
+            if isinstance(file, DatagramFile) and file.endpoint.local[1] == port and file.endpoint.queued_bytes:
                 fds.append(str(fd))
         whose = f"fd {', '.join(fds)}" if fds else f"the kernel's port {port}"
         self._tell(interface, "rx", "socket", f"{whose}: {len(packet)} bytes wait")
