@@ -77,6 +77,8 @@ class End(MessageEndpoint):
         src = self.remote[0] if source is None else parse_address(source)
         packet = PacketBuffer.from_bytes(bytes(raw))
         self.deliver(Datagram(packet, src, port, 0, self.local[1], None, 64, 0, 0, 0))  # type: ignore[arg-type]
+        if self.on_ready is not None:
+            self.on_ready()
 
     def answers(self, *records: DNSRR, **fields: Any) -> None:
         """The server's answer to the query arrives."""

@@ -315,9 +315,9 @@ def test_c4_the_trace_shows_every_stage_with_mapped_addresses() -> None:
     assert lines == [
         "ethernet: 52:54:00:00:00:02 > 52:54:00:00:00:01 0x0800",
         "ip: ::ffff:10.0.0.2 > ::ffff:10.0.0.1 protocol 1",
+        "icmp: type 8 code 0",
         "ip: ::ffff:10.0.0.1 > ::ffff:10.0.0.2 protocol 1",
         "ethernet: 52:54:00:00:00:01 > 52:54:00:00:00:02 0x0800",
-        "icmp: rx_echo_requests",
     ]
     lines.clear()
     host.receive(echo_request(dst="10.0.0.9"))

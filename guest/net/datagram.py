@@ -309,6 +309,8 @@ class PortlessEndpoint(DatagramEndpoint):
         datagram = Datagram(payload, src, 0, dst, 0, interface, ttl, tos, now, flow)  # type: ignore[arg-type]  # the engine's interfaces are the stack's
         if self.deliver(datagram):
             self._layer.counters["rx_delivered"] += 1
+            if self.on_ready is not None:
+                self.on_ready()
             return True
         self._layer.drop(payload, "rx_dropped_rcvbuf")
         return False

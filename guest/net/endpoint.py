@@ -290,7 +290,10 @@ class MessageEndpoint(Endpoint):
         return datagram
 
     def deliver(self, datagram: Datagram) -> bool:
-        """Queue a datagram; False where it would exceed `options.rcvbuf`: it is dropped and counted here."""
+        """Queue a datagram; False where it would exceed `options.rcvbuf`: it is dropped and counted here.
+
+        Whoever delivers calls `on_ready` once it has counted and traced: a reader may answer at once.
+        """
         payload = datagram.payload
         if payload.lease is not None and payload.lease.scarce():
             payload = payload.copy()
@@ -303,8 +306,6 @@ class MessageEndpoint(Endpoint):
             return False
         self.queued_bytes += size
         self._queue.append((datagram, size))
-        if self.on_ready is not None:
-            self.on_ready()
         return True
 
     @property

@@ -125,13 +125,7 @@ class IcmpLayer(Layer):
     def input(self, packet: PacketBuffer, header: IpHeader) -> None:
         """A message arrived, with its IP header pulled."""
         self.counters["rx_packets"] += 1
-        result = self._receive(packet, header)
-        if result.startswith("rx_dropped"):
-            self.drop(packet, result)
-        else:
-            self.counters[result] += 1
-            if self.trace is not None:
-                self.trace(self.stage, packet, result)
+        self.settle(packet, self._receive(packet, header))
 
     def _receive(self, packet: PacketBuffer, header: IpHeader) -> str:
         if not packet.pullup(HEADER_SIZE):
@@ -139,6 +133,8 @@ class IcmpLayer(Layer):
         if not self.is_whole(packet, header):
             return "rx_dropped_checksum"
         kind, code, check, ident, seq = HEADER.unpack_from(packet.area, packet.data)
+        if self.trace is not None:
+            self.trace(self.stage, packet, f"type {kind} code {code}")
         if kind == self.echo_request:
             return self._answer(packet, header, check, code)
         if kind == self.echo_reply:
@@ -337,6 +333,8 @@ class IcmpLayer(Layer):
             return
         quote = self.read_quote(packet.tobytes())
         if isinstance(quote, Quote):
-            kind, code = self.host_unreachable
-            error = IcmpError(kind, code, 0, quote.src, quote.src, quote.dst, quote.rest, self.family)
-            self._tell(quote.protocol, error)
+            self.tell_sender(quote, *self.host_unreachable)
+
+    def tell_sender(self, quote: Quote, kind: int, code: int) -> None:
+        """Tell whoever sent an own packet, its `rest` at least 8 bytes, that it got no further than here."""
+        self._tell(quote.protocol, IcmpError(kind, code, 0, quote.src, quote.src, quote.dst, quote.rest, self.family))

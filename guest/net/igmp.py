@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from guest.net.address import V4_ALL_HOSTS, V4_BITS, V4_PREFIX, is_multicast
+from guest.net.address import V4_ALL_HOSTS, V4_BITS, V4_PREFIX, format_mapped, is_multicast
 from guest.net.checksum import checksum, sum_views
 from guest.net.config import SECOND, NetConfig
 from guest.net.family import IpHeader
@@ -68,13 +68,7 @@ class Igmp(Membership):
     def input(self, packet: PacketBuffer, header: IpHeader) -> None:
         """A message arrived, with its IP header pulled."""
         self.counters["rx_packets"] += 1
-        result = self._receive(packet, header)
-        if result.startswith("rx_dropped"):
-            self.drop(packet, result)
-            return
-        self.counters[result] += 1
-        if self.trace is not None:
-            self.trace(self.stage, packet, result)
+        self.settle(packet, self._receive(packet, header))
 
     def _receive(self, packet: PacketBuffer, header: IpHeader) -> str:
         size = len(packet)
@@ -86,6 +80,8 @@ class Igmp(Membership):
         if header.ttl != 1:
             return "rx_dropped_ttl"  # such messages never cross a router
         group = V4_PREFIX | number if number else ALL_GROUPS
+        if self.trace is not None:
+            self.trace(self.stage, packet, f"type {kind:#04x} group {format_mapped(group)}")
         if kind in (V1_REPORT, V2_REPORT):
             return self.overheard(group)
         if kind != QUERY:

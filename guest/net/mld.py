@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from guest.net.address import is_multicast
+from guest.net.address import format_mapped, is_multicast
 from guest.net.config import NetConfig
 from guest.net.family import IpHeader
 from guest.net.membership import ALL_GROUPS, Membership, Query, response_time
@@ -63,13 +63,7 @@ class Mld(Membership):
     def input(self, packet: PacketBuffer, header: IpHeader) -> None:
         """A message arrived."""
         self.counters["rx_packets"] += 1
-        result = self._receive(packet, header)
-        if result.startswith("rx_dropped"):
-            self.drop(packet, result)
-            return
-        self.counters[result] += 1
-        if self.trace is not None:
-            self.trace(self.stage, packet, result)
+        self.settle(packet, self._receive(packet, header))
 
     def _receive(self, packet: PacketBuffer, header: IpHeader) -> str:
         size = len(packet)
@@ -82,6 +76,8 @@ class Mld(Membership):
             return "rx_dropped_short"
         body = packet.area[packet.data : packet.tail]
         group = int.from_bytes(body[8:24], "big")
+        if self.trace is not None:
+            self.trace(self.stage, packet, f"type {kind} group {format_mapped(group)}")
         if kind == V1_REPORT:
             return self.overheard(group)
         if kind != QUERY:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
-from guest.net.address import MAC_ZERO, V6_ANY, is_unspecified
+from guest.net.address import MAC_ZERO, V6_ANY, format_mapped, is_unspecified
 from guest.net.config import NetConfig
 from guest.net.family import IpHeader
 from guest.net.layer import Layer
@@ -138,15 +138,15 @@ class NeighbourDiscovery(Layer):
         """A message arrived; its ICMPv6 checksum is right."""
         self.counters["rx_packets"] += 1
         message = parse(packet, header)
-        if isinstance(message, str):
-            result = message
-        else:
-            handler = self._handlers.get(message.kind)
-            result = "rx_ignored_router_solicitation" if handler is None else handler(message, header)
-        if result.startswith("rx_dropped"):
-            self.drop(packet, result)
-        else:
-            self._count(packet, result)
+        self.settle(packet, message if isinstance(message, str) else self._receive(packet, message, header))
+
+    def _receive(self, packet: PacketBuffer, message: NdMessage, header: IpHeader) -> str:
+        handler = self._handlers.get(message.kind)
+        if handler is None:
+            return "rx_ignored_router_solicitation"
+        if self.trace is not None:
+            self.trace(self.stage, packet, f"type {message.kind} about {format_mapped(message.target)}")
+        return handler(message, header)
 
     def claimed(self, packet: PacketBuffer, header: IpHeader) -> None:
         """A message that went no further because its source is an own address; its checksum is right.
@@ -157,12 +157,7 @@ class NeighbourDiscovery(Layer):
         result = message if isinstance(message, str) else self._claim(message, header)
         if result in ("rx_conflicts", "rx_duplicates"):
             self.counters["rx_packets"] += 1
-            self._count(packet, result)
-
-    def _count(self, packet: PacketBuffer, result: str) -> None:
-        self.counters[result] += 1
-        if self.trace is not None:
-            self.trace(self.stage, packet, result)
+            self.settle(packet, result)
 
     # -- messages ------------------------------------------------------------------------------------------------
 

@@ -268,6 +268,8 @@ class Udp(Layer):
             self.counters["rx_delivered"] += 1
             if self.trace is not None:
                 self.trace(self.stage, packet, f"port {src_port} > {dst_port}")
+            if end.on_ready is not None:
+                end.on_ready()
         else:
             self.drop(packet, "rx_dropped_rcvbuf")
 

@@ -7,6 +7,7 @@ Promises:
 - A board that is not watched pays nothing: all of this is put in from outside, when the board is built and each time a
   guest has come through stage 1 of its boot.
 - Every counter of a drop is told at the moment it counts, at the stage that dropped.
+- A stage is told before what it causes: the way of a request up to the stage that answers it, then the answer's way.
 - Addresses in `ip` and `arp` are those that the engine works with: IPv4 as ::ffff:a.b.c.d.
 
 What a stage is watched by: `nic` a wrapper around the wire, `ring` and `irq` the machine's access hook, `driver` and
@@ -207,15 +208,13 @@ class _GuestTrace:
         way = self._way(stage, packet, text)
         interface = (self._inside or self._device(packet)) if way == "rx" else self._way_out(stage, packet)
         dropped = "_dropped_" in text
-        self._tell(interface, way, stage, text, dropped=dropped)
+        self._tell(interface, way, stage, text.removeprefix(f"{way} "), dropped=dropped)
         if stage == "udp" and text.startswith("port "):
             self._socket(interface, packet, int(text.rpartition(" ")[2]))
 
     def _way(self, stage: str, packet: PacketBuffer, text: str) -> str:
-        if text[:3] in ("rx_", "tx_"):
+        if text.startswith(("rx_", "tx_", "rx ", "tx ")):
             return text[:2]
-        if stage == "arp":
-            return "tx"
         if stage == "ip":  # on the way up the header has been pulled
             return "tx" if packet.network == packet.data else "rx"
         if stage == "ethernet":
