@@ -47,7 +47,7 @@ class Ethernet(Layer):
 
     Args:
         mac: the interface's address, 6 bytes.
-        mtu: bytes of the largest IP packet; longer frames are dropped, unless they were merged by offload.
+        mtu: bytes of the largest IP packet that is taken in; longer frames are dropped, unless offload merged them.
         transmit: takes whole frames.
 
     Attributes:

@@ -90,8 +90,7 @@ class Interface:
         self.name = name
         self.index = index
         self.mac = mac
-        self.mtu = mtu
-        self.mtu6 = mtu
+        self.mtu = self.mtu6 = self._device_mtu = mtu
         self.hop_limit = 0
         self.addresses: list[Prefix] = []
         self.tentative: set[int] = set()
@@ -209,12 +208,16 @@ class Interface:
             self._ethernet.promiscuous = promiscuous
 
     def set_mtu(self, mtu: int) -> None:
-        """Change the MTU, for both families. Raises ValueError outside 68 to 65,536."""
+        """Change the MTU, for both families. Raises ValueError outside 68 to 65,536.
+
+        What is sent gets no larger than that. What is received may still be as large as the interface began with, for
+        that is what its device takes in: a lease or an administrator says nothing about what the others have.
+        """
         if not MIN_MTU <= mtu <= MAX_MTU:
             raise ValueError(f"an MTU of {mtu} is not within {MIN_MTU} to {MAX_MTU}")
         self.mtu = self.mtu6 = mtu
         if self._ethernet is not None:
-            self._ethernet.mtu = mtu
+            self._ethernet.mtu = max(mtu, self._device_mtu)
         self.stack.changed("link", self, f"mtu {mtu}")
 
     # -- addresses -----------------------------------------------------------------------------------------------
