@@ -255,6 +255,20 @@ def test_two_guests_ping_and_an_outlet_sees_the_same_frames() -> None:
     assert max(len(line) for line in said.stdout.splitlines() if "│ [" not in line) <= 100, "only log lines are longer"
 
 
+def test_e19_the_board_qemu_user_has_the_usual_addresses_and_reaches_its_gateway(vring) -> None:
+    said = vring("boot", "qemu-user", "--exit-status")
+
+    assert (said.status, said.err) == (0, "")
+    for expected in (
+        "address 10.0.2.15, netmask 255.255.255.0, gateway 10.0.2.2",
+        "64 bytes from 10.0.2.2: icmp_seq=3",
+        "3 packets transmitted, 3 received, 0% packet loss",
+        "5 bytes from 10.0.2.2 port 7: seq=1",
+        "3 sent, 3 echoed",
+    ):
+        assert re.search(f"^guest +│ .*{re.escape(expected)}", said.out, re.MULTILINE), expected
+
+
 # -- signals and pipes -----------------------------------------------------------------------------------------------
 
 

@@ -129,6 +129,21 @@ def test_a_board_comes_from_a_file_and_words_replace_what_it_says(tmp_path: Path
         assert set(machine.counters()) == {"guest", "hubs"}
 
 
+def test_a_board_that_ships_comes_by_its_name_unless_there_is_such_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with vring.boot("two-guests", clock="virtual") as machine:
+        assert [guest.name for guest in machine.guests] == ["alice", "bob"]
+    with pytest.raises(ConfigError, match=r"no board file 'three-guests'.*qemu-user, two-guests"):
+        vring.boot("three-guests")
+
+    (tmp_path / "two-guests").write_text('clock = "virtual"\nname = "mine"')
+    for name in ("two-guests", Path("two-guests")):
+        with vring.boot(name) as machine:
+            assert [guest.name for guest in machine.guests] == ["mine"]
+
+
 def test_a_capture_has_an_interface_for_every_nic(tmp_path: Path) -> None:
     from pcapng import FileScanner, blocks
 

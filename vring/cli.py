@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vring import __version__
-from vring.boards import shipped, summary
+from vring.boards import find, shipped, summary
 from vring.config import CLOCKS, Board, ConfigError, join_words
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _boot(
     if board is None:
         described = Board.of_words(nic or (), wire or (), cmdline or "")
     else:
-        described = _find_board(board).with_words(nic or (), wire or (), cmdline)
+        described = find(board).with_words(nic or (), wire or (), cmdline)
     if clock is not None:
         if clock not in CLOCKS:
             raise ConfigError(f"--clock is {' or '.join(CLOCKS)}, not {clock!r}")
@@ -185,18 +185,6 @@ def _boot(
             raise ConfigError(f"--for is a finite number of seconds above 0, not {seconds:g}")
         described = replace(described, run=seconds)
     return run_board(described, pcap=pcap, verbose=verbose, rings=rings, trace=trace, exit_status=exit_status)
-
-
-def _find_board(name: str) -> Board:
-    """The board in the file `name`, or the one that ships under that name."""
-    boards = shipped()
-    if name in boards and not Path(name).is_file():
-        return Board.load(boards[name])
-    if not Path(name).exists():
-        raise ConfigError(
-            f"there is no board file {name!r}, and no board of that name ships; those that do are {', '.join(boards)}"
-        )
-    return Board.load(name)
 
 
 @app.command("boards", help="List the boards that ship.")

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from hw.clock import SECOND
+from vring.boards import find
 from vring.build import Rig
 from vring.config import Board, ClockName
 from vring.door import GuestCalls, ThreadCalls, TimeCalls
@@ -52,9 +53,10 @@ def boot(
     trace: Callable[[Passage], None] | None = None,
     start: bool = True,
 ) -> Session:
-    """Boot a board: one that is handed in, a TOML file, or one guest described by words as on the command line.
+    """Boot a board: one that is handed in, a TOML file, one that ships, or one guest described by words.
 
     Args:
+        board: a board, a path, or the name of a board that ships, as on the command line.
         nic, wire: one text or a list; the n-th wire belongs to the n-th NIC ("virtio:mtu=9000", "tap:t0", "hub:lan").
         cmdline: the guest's command line.
         clock, seed: override what the board says (otherwise "real"; for the seed see `Board.chosen_seed`).
@@ -69,7 +71,7 @@ def boot(
     if board is None:
         board = Board.of_words(nics, wires, cmdline or "")
     else:
-        board = board if isinstance(board, Board) else Board.load(board)
+        board = board if isinstance(board, Board) else find(board)
         board = board.with_words(nics, wires, cmdline)
     board = replace(
         board, clock=board.clock if clock is None else clock, seed=board.seed if seed is None else seed
