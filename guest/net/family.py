@@ -17,6 +17,10 @@ class IpInterface(Protocol):
     """What the engine asks of an interface. Interfaces are told apart by identity and may be keys."""
 
     @property
+    def name(self) -> str:
+        """What people and rules call it."""
+
+    @property
     def addresses(self) -> Sequence[Prefix]:
         """Own addresses with their prefixes."""
 

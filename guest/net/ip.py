@@ -26,8 +26,9 @@ Kinds of errors that the engine and the transports ask ICMP for through `error`,
     "option"        IPv6: an unknown option that asks for it, maybe in a packet to a group (offset of the option)
     "header_chain"  IPv6: the first fragment does not hold all headers (0), RFC 7112 §5
     "admin"         it is not let through (0)
-The packet is as a transport handler has it: the IP header stands at `packet.network`, the data behind it. The
-destination of a forwarded packet is no own address.
+    "refused"       an own packet that the guard rejected, without IP header: whoever sent it is told (0)
+Otherwise the packet is as a transport handler has it: the IP header stands at `packet.network`, the data behind it.
+The destination of a forwarded packet is no own address.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import errno
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from guest.net.address import format_mapped, is_loopback, is_multicast, is_unspecified, is_v4
 from guest.net.config import NetConfig
@@ -47,6 +48,9 @@ from guest.net.hops import IDENT_SLOTS, Hop, HopTable
 from guest.net.pbuf import CAST_HOST, CAST_MULTICAST, CAST_OTHER_HOST, PacketBuffer
 from guest.net.reassembly import Reassembler
 from guest.net.source import source_address
+
+if TYPE_CHECKING:
+    from guest.net.guard import Guard
 
 __all__ = ["Handler", "Hop", "IpEngine", "IpInterface", "source_address"]
 
@@ -74,6 +78,7 @@ class IpEngine(HopTable):
         error: is asked for ICMP errors about received packets, see above.
         impostor: is shown, at their IP headers, the packets from a wire that were dropped for their own source.
         forwarding: pass on packets for others.
+        guard: decides which packets go on; None lets them all.
         reassembler: the packets that are still in pieces.
         wake: called when `poll` has got something to do.
     """
@@ -92,6 +97,7 @@ class IpEngine(HopTable):
         self.error: Callable[[PacketBuffer, IpHeader, str, int], None] | None = None
         self.impostor: Callable[[PacketBuffer, IpHeader], None] | None = None
         self.forwarding = False
+        self.guard: Guard | None = None
         self.wake: Callable[[], None] | None = None
         self._identifications = [rng.getrandbits(16) for _ in range(IDENT_SLOTS)]
         self._fragmented = 0  # IPv6 packets that were cut
@@ -163,6 +169,8 @@ class IpEngine(HopTable):
             if self.trace is not None:
                 note = f"{format_mapped(src)} > {format_mapped(dst)} protocol {header.protocol}"
                 self.trace(self.stage, packet, note)
+            if self.guard is not None and not self.guard.input(self, packet, header):
+                continue
             handler = handlers.get(header.protocol)
             taken = self.raw is not None and self.raw(packet, header)
             if handler is not None:
@@ -248,7 +256,7 @@ class IpEngine(HopTable):
         router_alert: bool = False,
         loop: bool = False,
     ) -> int:
-        """Send a transport's packet; 0 or an errno: ENETUNREACH, EADDRNOTAVAIL (`src` is not ours), EMSGSIZE.
+        """Send a transport's packet; 0 or an errno: ENETUNREACH, EADDRNOTAVAIL (`src` is not ours), EMSGSIZE, EPERM.
 
         The packet's headroom takes the headers; its checksums are complete.
 
@@ -278,6 +286,8 @@ class IpEngine(HopTable):
         if size > codec.max_size or (dont_fragment and not whole):
             self.drop(packet, "tx_dropped_too_big")
             return errno.EMSGSIZE
+        if self.guard is not None and not self.guard.output(self, packet, hop, src, dst, protocol):
+            return errno.EPERM
         if ttl is None:
             ttl = hop.ttl
         if dont_fragment is None:
@@ -369,7 +379,8 @@ class IpEngine(HopTable):
         """Send a packet that brings its IP header along (IP_HDRINCL); 0 or an errno.
 
         As raw(7) says: length and checksum are always filled in, source and identification where they are zero; it is
-        not fragmented (EMSGSIZE). EINVAL where the header is none. The packet's linear part is changed.
+        not fragmented (EMSGSIZE). EINVAL where the header is none, EPERM where the guard stops it. The packet's linear
+        part is changed.
         """
         hop = self.hop(dst, interface)
         if hop is None:
@@ -382,6 +393,8 @@ class IpEngine(HopTable):
         if not hop.codec.complete(packet, hop.src, identification or 1):
             self.drop(packet, "tx_dropped_header")
             return errno.EINVAL
+        if self.guard is not None and not self.guard.output_built(self, packet, hop):
+            return errno.EPERM
         self.send_built(packet, hop.codec, hop.interface, hop.next_hop, hop.cast)
         return 0
 
@@ -411,8 +424,12 @@ class IpEngine(HopTable):
         for _ in range(len(self._looped)):
             interface, codec, packet = self._looped.popleft()
             self._receive(interface, codec, (packet,), False)
+        if self.guard is not None:
+            worked = self.guard.poll(self) or worked
         return self.reassembler.poll(now) or worked
 
     def poll_at(self) -> int | None:
         """When `poll` has something to do, or None."""
-        return self._now() if self._looped else self.reassembler.poll_at()
+        if self._looped or (self.guard is not None and self.guard.pending):
+            return self._now()
+        return self.reassembler.poll_at()

@@ -11,7 +11,7 @@ Events go to subscribers in the order in which they happened, also when a subscr
 "route"     "added …", "removed …"
 "conflict"  (address, MAC of whoever has it; zeros where it did not say)
 "dns"       "added …", "removed …": name servers that routers advertise
-"forwarding" True, False; of the loopback
+"forwarding", "filtering"   True, False; of the loopback
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from guest.net import mld, nd_wire
 from guest.net.address import AddressError, Prefix, format_address, is_unspecified, is_v4, to_address, to_prefix
@@ -38,6 +38,9 @@ from guest.net.pbuf import CAST_HOST, PacketBuffer, PacketQueue
 from guest.net.raw import Raw
 from guest.net.route import Route, RouteTable, parse_table
 from guest.net.udp import Udp
+
+if TYPE_CHECKING:
+    from guest.net.guard import Guard
 
 UDP = 17
 
@@ -87,6 +90,8 @@ class Stack:
         self._subscribers: list[Subscriber] = []
         self._events: deque[tuple[str, Interface, object]] = deque()
         self._publishing = False
+        self._guard: Guard | None = None
+        self._filtering = True
         self._default: Interface | None = None
         self._trace: Trace | None = None
         self._looped = PacketQueue()
@@ -180,6 +185,29 @@ class Stack:
             if interface.v6 is not None:
                 interface.v6.set_router(forwarding)
         self.changed("forwarding", self.loopback, forwarding)
+
+    @property
+    def guard(self) -> Guard | None:
+        """The packet filter (guard.py); None, as at the start, lets everything through and costs nothing."""
+        return self._guard
+
+    @guard.setter
+    def guard(self, guard: Guard | None) -> None:
+        self._guard = guard
+        self.ip.guard = guard if self._filtering else None
+
+    @property
+    def filtering(self) -> bool:
+        """Whether the guard is asked. Its rules and what they counted stay while it is not."""
+        return self._filtering
+
+    @filtering.setter
+    def filtering(self, filtering: bool) -> None:
+        if filtering == self._filtering:
+            return
+        self._filtering = filtering
+        self.guard = self._guard
+        self.publish("filtering", self.loopback, filtering)
 
     def server_known(self, interface: Interface, address: int, known: bool) -> None:
         """A router on `interface` advertises a name server, or does no longer."""
@@ -394,6 +422,7 @@ class Stack:
             "mld": self.mld_counters,
             "udp": self.udp.counters,
             "raw": self.raw.counters,
+            **({} if self._guard is None else {"guard": self._guard.counters}),
         }
 
     # -- work ----------------------------------------------------------------------------------------------------
