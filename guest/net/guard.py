@@ -18,8 +18,7 @@ Promises:
 - Who asks for what is not in a packet (ports of a segment of three bytes, a protocol behind more extension headers
   than are walked) has it dropped, as `…_dropped_guard_short`: what cannot be seen cannot be let through.
 - A rejected packet is answered as its sender would be by a host where nobody listens: TCP with a reset, all else with
-  ICMP "port unreachable" (what is never answered: see `send_error`; of TCP resets, broken segments and fragments). When
-  the sender is this host, it is told in the next `poll`: TCP gets the reset, the others the error. A call that sends
+  ICMP "port unreachable" (guard_answer.py). When the sender is this host, the next `poll` tells it. A call that sends
   what is dropped or rejected gives EPERM. All this is as Linux does it, but the guard's own answers pass it unseen, so
   that a policy of "drop" does not swallow them.
 
@@ -29,15 +28,14 @@ icmp6`. ARP is no IP and never comes here.
 
 from __future__ import annotations
 
-import struct
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from guest.net.address import is_multicast, is_unspecified, is_v4
-from guest.net.checksum import checksum, sum_views
+from guest.net.address import is_multicast, is_v4
 from guest.net.extensions import upper
 from guest.net.family import IpHeader, IpInterface
+from guest.net.guard_answer import Answers
 from guest.net.guard_rule import (
     ACCEPT,
     ACTIONS,
@@ -46,7 +44,6 @@ from guest.net.guard_rule import (
     IN,
     OUT,
     REJECT,
-    TCP,
     GuardError,
     Policy,
     Rule,
@@ -60,15 +57,6 @@ if TYPE_CHECKING:
     from guest.net.ip import IpEngine
 
 __all__ = ["Guard", "GuardError", "Policy", "Rule", "RuleCount", "parse_rule", "parse_rules"]
-
-PENDING = 256  # own packets whose senders are still to be told
-QUOTED = 528  # bytes of such a packet, as many as an ICMP error of 576 bytes has room for
-# source and destination port, seq, ack, offset in words and flags, window, checksum, urgent pointer (RFC 9293 §3.1)
-SEGMENT = struct.Struct("!HHIIHHHH")
-SEGMENT_SIZE = 20
-assert SEGMENT.size == SEGMENT_SIZE
-FIN, SYN, RST, ACK = 1, 2, 4, 16
-CHECKED = 1 | 2  # offload flags: the checksum was found right, or is still to be made (virtio 1.4 §5.1.9.4)
 
 
 class RuleCount(NamedTuple):
@@ -139,7 +127,7 @@ class Guard:
         rules: rules, policies, or texts of either as `parse_rules` takes them, in order.
 
     Attributes:
-        counters: answers: `tx_resets` to others, and how often a sender of this host was `told`.
+        counters: of answers, see `Answers`.
 
     Raises GuardError for a text that is no rule.
     """
@@ -148,8 +136,7 @@ class Guard:
         self.counters: Counter[str] = Counter()
         self._entries: list[_Entry] = []
         self._chains = {hook: _Chain(hook) for hook in HOOKS}
-        self._pending: deque[tuple[PacketBuffer, IpHeader]] = deque()
-        self._answering = False
+        self._answers = Answers(self.counters)
         for given in rules:
             for line in parse_rules(given) if isinstance(given, str) else (given,):
                 if isinstance(line, Policy):
@@ -235,7 +222,7 @@ class Guard:
 
     def output(self, engine: IpEngine, packet: PacketBuffer, hop: Hop, src: int, dst: int, protocol: int) -> bool:
         """The same of a packet of this host's that has no IP header yet."""
-        if self._answering:
+        if self._answers.sending:
             return True
         out = hop.interface
         header = IpHeader(src, dst, protocol, hop.ttl, 0, hop.codec.header_size, 0, out)
@@ -249,6 +236,15 @@ class Guard:
             engine.drop(packet, "tx_dropped_guard_short", header)
             return False
         return self._decide_whole(engine, OUT, packet, header, None, hop.interface, hop.cast == CAST_HOST)
+
+    @property
+    def pending(self) -> bool:
+        """Whether `poll` has something to do."""
+        return self._answers.pending
+
+    def poll(self, engine: IpEngine) -> bool:
+        """Tell senders on this host that their packets were rejected; whether there were any."""
+        return self._answers.poll(engine)
 
     def _decide_whole(
         self, engine: IpEngine, hook: str, packet: PacketBuffer, header: IpHeader,
@@ -320,7 +316,7 @@ class Guard:
                 return True
             self._drop(engine, hook, packet, "", str(Policy(hook, action)))
         if action == REJECT and unicast and not is_multicast(dst):
-            self._answer(engine, packet, at, header)
+            self._answers.answer(engine, packet, at, header)
         return False
 
     def _name(self, entry: _Entry) -> str:
@@ -330,101 +326,3 @@ class Guard:
     def _drop(engine: IpEngine, hook: str, packet: PacketBuffer, more: str, why: str) -> bool:
         engine.drop(packet, f"{'tx' if hook == OUT else 'rx'}_dropped_guard{more}", why)
         return False
-
-    # -- answers -------------------------------------------------------------------------------------------------
-
-    @property
-    def pending(self) -> bool:
-        """Whether senders on this host are still to be told; `poll` does."""
-        return bool(self._pending)
-
-    def poll(self, engine: IpEngine) -> bool:
-        """Tell the senders of this host; whether there were any."""
-        waiting = len(self._pending)
-        for _ in range(waiting):
-            packet, header = self._pending.popleft()
-            self.counters["told"] += 1
-            if header.protocol != TCP:
-                if engine.error is not None:
-                    engine.error(packet, header, "refused", 0)
-            elif (handler := engine.handlers.get(TCP)) is not None:
-                handler(packet, header)
-        return waiting > 0
-
-    def _answer(self, engine: IpEngine, packet: PacketBuffer, at: int, header: IpHeader) -> None:
-        """Tell the sender of a rejected packet."""
-        src = header.src
-        if is_unspecified(src) or is_multicast(src):
-            return
-        own = engine.is_local(src)
-        if header.protocol == TCP:
-            segment = b"" if header.fragment else reset(packet, at, header, own)
-            if not segment:
-                return
-            if own:
-                back = header._replace(src=header.dst, dst=src)
-                self._tell(engine, PacketBuffer.from_bytes(segment), back)
-            else:
-                self._send_reset(engine, segment, header)
-        elif own:
-            head = packet.peek(at, QUOTED) if at >= 0 else b""
-            if len(head) >= 8:
-                self._tell(engine, PacketBuffer.from_bytes(head), header)
-        elif engine.error is not None:
-            self._answering = True
-            try:
-                engine.error(packet, header, "port", 0)
-            finally:
-                self._answering = False
-
-    def _tell(self, engine: IpEngine, packet: PacketBuffer, header: IpHeader) -> None:
-        """Not now: whoever sends is still in the middle of it."""
-        if len(self._pending) >= PENDING:
-            engine.drop(packet, "tx_dropped_guard_pending")
-            return
-        self._pending.append((packet, header))
-        if engine.wake is not None:
-            engine.wake()
-
-    def _send_reset(self, engine: IpEngine, segment: bytes, header: IpHeader) -> None:
-        """As if it came from where the rejected segment was to go, which on the way through is no own address."""
-        hop = engine.hop(header.src, header.interface if header.src >> 118 == 0x3FA else None)
-        if hop is None or hop.cast != CAST_HOST:
-            return
-        packet = PacketBuffer.from_bytes(segment)
-        hop.codec.build(
-            packet, src=header.dst, dst=header.src, protocol=TCP, ttl=hop.ttl, tos=0, identification=0,
-            dont_fragment=True,
-        )  # fmt: skip
-        self.counters["tx_resets"] += 1
-        engine.send_built(packet, hop.codec, hop.interface, hop.next_hop)
-
-
-def reset(packet: PacketBuffer, at: int, header: IpHeader, trusted: bool) -> bytes:
-    """The reset that answers a TCP segment (RFC 9293 §3.10.7.1); b"" where none is due.
-
-    Args:
-        packet: with the segment from `at` on.
-        header: with the addresses that the segment has.
-        trusted: do not look at the checksum.
-    """
-    segment = packet.tobytes()[at:]
-    size = len(segment)
-    if size < SEGMENT_SIZE:
-        return b""
-    source, destination, seq, ack, word, *_ = SEGMENT.unpack_from(segment)
-    offset = word >> 12 << 2
-    if word & RST or not SEGMENT_SIZE <= offset <= size:
-        return b""
-    addresses = header.src + header.dst + TCP  # of the pseudo-header; 2^16 is 1 modulo 65535
-    trusted = trusted or (packet.offload is not None and packet.offload.flags & CHECKED != 0)
-    if not trusted and sum_views([memoryview(segment)], (addresses + size) % 0xFFFF) != 0xFFFF:
-        return b""
-    if word & ACK:
-        seq, ack, flags = ack, 0, RST
-    else:
-        after = seq + size - offset + (word & SYN != 0) + (word & FIN != 0)
-        seq, ack, flags = 0, after & 0xFFFF_FFFF, RST | ACK
-    answer = bytearray(SEGMENT.pack(destination, source, seq, ack, SEGMENT_SIZE // 4 << 12 | flags, 0, 0, 0))
-    answer[16:18] = checksum([memoryview(answer)], (addresses + SEGMENT_SIZE) % 0xFFFF).to_bytes(2, "big")
-    return bytes(answer)
