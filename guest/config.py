@@ -7,7 +7,10 @@
     net.tcp_window=16384        65535        bytes that a TCP connection offers to receive
     net.retries=3               5            times that TCP sends a segment again before it gives up
     net.keepalive=60000         7200000      milliseconds of silence before TCP's first keepalive probe
+    net.forwarding=1            0            whether packets for others are passed on
+    net.membership=0            1            whether routers are told of multicast groups (IGMP, MLD)
 
+    net.guard="drop in tcp"     none         rules and policies of the packet filter, more behind semicolons
     net.hosts=peer@10.0.0.1     none         the hosts table: name@address, more behind commas
     net.dns=10.0.0.3            none         name servers, more behind commas
     net.search=example.org      none         domains that a short name is looked for in, more behind commas
@@ -41,6 +44,8 @@ class GuestConfig:
     tcp_window: int = 65535
     retries: int = 5
     keepalive: int = 7_200_000
+    forwarding: int = 0
+    membership: int = 1
 
     def __post_init__(self) -> None:
         for name, (least, most) in LIMITS.items():
@@ -60,9 +65,11 @@ LIMITS = {
     "tcp_window": (536, 1 << 30),  # a segment of RFC 1122 §4.2.2.6; RFC 7323 §2.3
     "retries": (0, 255),
     "keepalive": (1, 1 << 40),
+    "forwarding": (0, 1),
+    "membership": (0, 1),
 }
 assert set(LIMITS) == {one.name for one in fields(GuestConfig)}
-LISTS = ("hosts", "dns", "search")
+LISTS = ("guard", "hosts", "dns", "search")
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,12 @@ class Settings:
 
     Attributes:
         values: fields of `GuestConfig` by name.
+        guard: rules and policies as text, which are right, or "".
         hosts: names and addresses. dns: name servers. search: domains.
     """
 
     values: dict[str, int] = field(default_factory=dict)
+    guard: str = ""
     hosts: tuple[tuple[str, int], ...] = ()
     dns: tuple[int, ...] = ()
     search: tuple[str, ...] = ()
@@ -104,6 +113,7 @@ def parse_settings(words: Iterable[str]) -> Settings:
             raise ValueError(f"unknown setting {PREFIX}{name}; the settings are {known}")
     settings = Settings(
         values,
+        ";".join(_list(lists, "guard", '"drop in tcp to port 80"', _rules)),
         _list(lists, "hosts", "peer@10.0.0.1", parse_entries),
         _list(lists, "dns", "10.0.0.3", lambda text: [parse_address(item) for item in text.split(",")]),
         _list(lists, "search", "example.org", _domains),
@@ -124,6 +134,12 @@ def _list(lists: dict[str, str], name: str, example: str, parse: Callable[[str],
         return tuple(parse(lists[name]))
     except (AddressError, ValueError) as error:
         raise ValueError(f"{PREFIX}{name}: {error}; write: {PREFIX}{name}={example}") from None
+
+
+def _rules(text: str) -> list[str]:
+    from guest.net.guard_rule import parse_rules  # noqa: PLC0415 - without rules it is not loaded
+
+    return [str(line) for line in parse_rules(text)]
 
 
 def _domains(text: str) -> list[str]:

@@ -38,6 +38,7 @@ def configured(board: Board, config: GuestConfig | None, words: str = "", **opti
 def test_the_defaults() -> None:
     assert asdict(GuestConfig()) == {
         "rx_ring": 256, "tx_ring": 128, "mtu": 1500, "tcp_window": 65535, "retries": 5, "keepalive": 7_200_000,
+        "forwarding": 0, "membership": 1,
     }  # fmt: skip
 
 

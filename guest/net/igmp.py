@@ -48,6 +48,9 @@ class Igmp(Membership):
         output: sends a message to a group.
     """
 
+    protocol = PROTOCOL
+    tos = TOS
+
     def __init__(
         self,
         *,

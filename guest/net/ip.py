@@ -42,7 +42,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from guest.net.address import format_mapped, is_loopback, is_multicast, is_unspecified, is_v4
 from guest.net.config import NetConfig
 from guest.net.family import Codec, IpHeader, IpInterface, Refusal
-from guest.net.forward import forward
 from guest.net.fragment import slices
 from guest.net.hops import IDENT_SLOTS, Hop, HopTable
 from guest.net.pbuf import CAST_HOST, CAST_MULTICAST, CAST_OTHER_HOST, PacketBuffer
@@ -60,6 +59,8 @@ NO_NEXT_HEADER = 59
 
 # Takes a packet with its IP header pulled (it starts at `packet.network`).
 Handler: TypeAlias = Callable[[PacketBuffer, IpHeader], None]
+# Sends a packet, which starts at its IP header, on its way.
+Forward: TypeAlias = Callable[["IpEngine", PacketBuffer, IpHeader, Codec], None]
 
 
 class IpEngine(HopTable):
@@ -77,10 +78,10 @@ class IpEngine(HopTable):
             (then nobody is told that its protocol is unknown).
         error: is asked for ICMP errors about received packets, see above.
         impostor: is shown, at their IP headers, the packets from a wire that were dropped for their own source.
-        forwarding: pass on packets for others.
         guard: decides which packets go on; None lets them all.
         reassembler: the packets that are still in pieces.
         wake: called when `poll` has got something to do.
+        batch_done: called when all packets that came in together have been handed on.
     """
 
     def __init__(
@@ -96,13 +97,27 @@ class IpEngine(HopTable):
         self.raw: Callable[[PacketBuffer, IpHeader], bool] | None = None
         self.error: Callable[[PacketBuffer, IpHeader, str, int], None] | None = None
         self.impostor: Callable[[PacketBuffer, IpHeader], None] | None = None
-        self.forwarding = False
+        self._forward: Forward | None = None
         self.guard: Guard | None = None
         self.wake: Callable[[], None] | None = None
+        self.batch_done: Callable[[], None] | None = None
         self._identifications = [rng.getrandbits(16) for _ in range(IDENT_SLOTS)]
         self._fragmented = 0  # IPv6 packets that were cut
         self.reassembler = Reassembler(now=now, config=config, layer=self, expired=self._reassembly_expired)
         self._looped: deque[tuple[IpInterface, Codec, PacketBuffer]] = deque()
+
+    @property
+    def forwarding(self) -> bool:
+        """Whether packets for others are passed on."""
+        return self._forward is not None
+
+    @forwarding.setter
+    def forwarding(self, forwarding: bool) -> None:
+        self._forward = None
+        if forwarding:
+            from guest.net.forward import forward  # noqa: PLC0415 - only routers need it
+
+            self._forward = forward
 
     # -- input ---------------------------------------------------------------------------------------------------
 
@@ -180,6 +195,8 @@ class IpEngine(HopTable):
                 counters["rx_delivered"] += 1
             else:
                 self._unknown_protocol(packet, header)
+        if self.batch_done is not None:
+            self.batch_done()
 
     def _other_cast(self, interface: IpInterface, dst: int, from_wire: bool) -> int | None:
         """For whom a packet is that is for none of our addresses; None for somebody else."""
@@ -234,10 +251,10 @@ class IpEngine(HopTable):
         """A packet that is not for this host."""
         if packet.cast or is_multicast(header.dst):
             self.drop(packet, "rx_dropped_not_for_us")
-        elif not self.forwarding:
+        elif self._forward is None:
             self.drop(packet, "rx_dropped_forwarding_off")
         else:
-            forward(self, packet, header, codec)
+            self._forward(self, packet, header, codec)
 
     # -- output --------------------------------------------------------------------------------------------------
 
