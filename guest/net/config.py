@@ -15,7 +15,9 @@ the words `net.forwarding`, `net.membership` and `net.guard` on the command line
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from guest.net.tcp.config import TcpConfig
 
 SECOND = 1_000_000
 
@@ -52,6 +54,7 @@ class NetConfig:
         echo_queue: replies that may wait in one echo port.
         rcvbuf, sndbuf: bytes of memory that a socket may hold, as getsockopt tells them.
         first_port, last_port: from which ports are picked for those who do not care (RFC 6056 §3.2).
+        tcp: TCP's own settings.
     """
 
     mtu: int = 1500
@@ -94,3 +97,4 @@ class NetConfig:
     sndbuf: int = 212_992
     first_port: int = 32768
     last_port: int = 60999
+    tcp: TcpConfig = field(default_factory=TcpConfig)
