@@ -53,7 +53,8 @@ class SocketOptions:
         v6only: IPV6_V6ONLY; not to be changed once bound.
         bind_device: SO_BINDTODEVICE: only packets of this interface, and out of it.
         rcvbuf, sndbuf: bytes, as getsockopt tells them (twice what setsockopt was given). Messages never wait to be
-            sent, so that sndbuf is for streams alone.
+            sent, so that sndbuf is for streams alone. rcvbuf_fixed, sndbuf_fixed: a caller has chosen them, and a
+            stream does not tune them.
         keepalive: SO_KEEPALIVE: a stream that says nothing is probed.
         oob_inline: SO_OOBINLINE: urgent data stays in its place in the stream.
         linger: SO_LINGER: microseconds that closing a stream waits for its peer to have everything, 0 to reset it;
@@ -81,6 +82,8 @@ class SocketOptions:
     bind_device: Interface | None = None
     rcvbuf: int = BUFFER
     sndbuf: int = BUFFER
+    rcvbuf_fixed: bool = False
+    sndbuf_fixed: bool = False
     keepalive: bool = False
     oob_inline: bool = False
     linger: int | None = None

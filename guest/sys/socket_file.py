@@ -75,6 +75,12 @@ class SocketFile(File):
         """Whether it is an ICMP datagram socket."""
         return self.type == SOCK_DGRAM and self.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6)
 
+    def found_peer(self, scope: int) -> None:
+        """It was connected to an address with this scope."""
+        self.peer_scope = scope
+        if scope:
+            self.scope = scope
+
     def listen(self, _backlog: int) -> None:
         """Take connections. Raises OSError: EOPNOTSUPP, where the kind knows none."""
         raise fault("EOPNOTSUPP")
