@@ -19,7 +19,7 @@ from guest.net.tcp.rtt import RttEstimator
 from guest.net.tcp.scoreboard import Scoreboard, Sent
 from guest.net.tcp.segment import ACK, CWR, ECE, FIN, HALF, MASK, RST, SYN, URG, Options, syn_options, unwrap
 from guest.net.tcp.state import MAY_RECEIVE, Event, State
-from guest.net.tcp.tcb import Segment, scale_for
+from guest.net.tcp.tcb import DEFAULT_MSS, DEFAULT_MSS_V6, Segment, scale_for
 from guest.net.tcp.timers import NEVER
 
 STAMP_AGE = 24 * 24 * 3600 * 1_000_000  # RFC 7323 §5.5: a timestamp that is older says nothing
@@ -467,10 +467,16 @@ class Connection(Receiver):
         return config.retries if self.end is not None else min(config.retries, config.linger_retries)
 
     def _suspect_path(self, first: Sent) -> None:
-        """Full segments vanish without a word: try smaller ones (RFC 4821 §7.7)."""
+        """Full segments vanish without a word: try smaller ones, and full ones again when that is no better (RFC 4821
+        §7.7).
+        """
         if first.end - first.start < self.mss:
             return
-        self.peer_mss = max(min(self.peer_mss - 1, self.config.base_mss, self.peer_mss // 2 + 1), 88)
+        wide = self.wide_mss or self.peer_mss
+        sizes = (self.config.base_mss, DEFAULT_MSS) if self.v4 else (DEFAULT_MSS_V6,)
+        smaller = [size for size in sizes if size < self.peer_mss]
+        self.peer_mss = smaller[0] if smaller else wide
+        self.wide_mss = wide if smaller else 0
         self.counters["black_holes"] += 1
         self.set_mss()
 

@@ -115,19 +115,17 @@ class TcpEndpoint(AddressedEndpoint):
             return errno.EISCONN
         connection = self.connection
         if connection is not None:
-            if self.error:
-                return self.take_error()
             if connection.state in OPENING:
                 return errno.EALREADY
-            if not self._told and not connection.error:
+            if not self._told and connection.synchronized:
                 self._told = True
-                return 0
+                return self.take_error()
             if connection.state is not State.CLOSED:
                 return errno.EISCONN
-            if not self._told:
-                self._told = True
-                return errno.ECONNABORTED
+            failed = self.take_error() or (0 if self._told else errno.ECONNABORTED)
             self._leave_connection()
+            if failed:
+                return failed
         if self._lacks_zone(addr, interface):
             return errno.EINVAL
         if is_multicast(addr):

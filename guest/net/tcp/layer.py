@@ -40,7 +40,7 @@ from guest.net.tcp.segment import (
     parse_options,
     unwrap,
 )
-from guest.net.tcp.state import State
+from guest.net.tcp.state import Event, State
 from guest.net.tcp.tcb import Ends, Segment, Tcb
 from guest.net.tcp.timers import TimerQueue
 from guest.net.tcp.timewait import TimeWait, WaitLine
@@ -391,6 +391,10 @@ class Tcp(Layer):
             del self.entries[wait.ends]
         self.waits.discard(wait)
         self.ports.waits(wait.ends[1], -1)
+        connection = wait.connection
+        if connection is not None and connection.end is not None:
+            connection.event(Event.TIMEOUT)
+            connection.end.changed()
 
     # -- time ----------------------------------------------------------------------------------------------------
 

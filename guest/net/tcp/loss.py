@@ -95,14 +95,12 @@ class LossRecovery(Sender):
             snd.release(min(ack, snd.end))
         self.tell = True
         fresh = [one for one in gone if not one.sacked]
-        latest = -1
-        for one in fresh:
-            if one.tries == 1 and one.sent_at > latest:
-                latest = one.sent_at
+        # Karn's algorithm: what fills a hole may acknowledge what arrived long before.
+        latest = -1 if any(one.tries > 1 for one in gone) else max((one.sent_at for one in fresh), default=-1)
         if latest >= 0:
             self.rtt.sample(now - latest, max(1, board.in_flight // (2 * self.mss)))
         elif self.stamps and segment.options.ts_ecr and gone:
-            self.rtt.sample(((self.stamp(now) - segment.options.ts_ecr) & MASK) * 1000)  # Karn's ambiguity resolved
+            self.rtt.sample(((self.stamp(now) - segment.options.ts_ecr) & MASK) * 1000)  # RFC 7323 §4.1
         else:
             self.rtt.reset_backoff()
         self.timeouts = 0

@@ -121,6 +121,7 @@ class Tcb:
         "retransmits", "rto_at", "rtt", "sack", "sack_dup", "scaling", "scheduled", "scoreboard", "snd", "snd_nxt",
         "snd_scale", "snd_una", "snd_up", "snd_wl1", "snd_wl2", "snd_wnd", "soft_error", "stamps", "state", "tell",
         "timeouts", "ts_offset", "ts_recent", "ts_recent_at", "urgent", "urgent_byte", "urgent_read", "v4",
+        "wide_mss",
     )  # fmt: skip
 
     def __init__(self, host: Host, ends: Ends, iss: int, ts_offset: int, now: int) -> None:
@@ -153,6 +154,7 @@ class Tcb:
         self.nodelay = False
         self.corked = False
         self.peer_mss = DEFAULT_MSS if self.v4 else DEFAULT_MSS_V6
+        self.wide_mss = 0  # what the peer said, while less is tried
         self.adv_mss = 0
         self.mss = self.peer_mss
         # what was sent

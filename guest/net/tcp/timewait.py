@@ -22,17 +22,18 @@ class TimeWait:
     Attributes:
         ends: as of a connection. expires: when it is over. since: when it began.
         reuse_addr: whether its port may be bound by whoever has SO_REUSEADDR.
-        stamps: whether it had timestamps.
+        stamps: whether it had timestamps. connection: what it was, as long as its end is held.
     """
 
     __slots__ = (
-        "_field", "_host", "_offset", "_recent", "_recent_at", "ends", "expires", "interface", "rcv_nxt", "reuse_addr",
-        "since", "snd_nxt", "stamps",
+        "_field", "_host", "_offset", "_recent", "_recent_at", "connection", "ends", "expires", "interface", "rcv_nxt",
+        "reuse_addr", "since", "snd_nxt", "stamps",
     )  # fmt: skip
 
     def __init__(self, host: Tcp, tcb: Tcb, reuse_addr: bool, now: int) -> None:
         self._host = host
         self.ends: Ends = tcb.ends
+        self.connection: Tcb | None = None if tcb.end is None else tcb
         self.interface = tcb.interface
         self.snd_nxt = tcb.snd_nxt
         self.rcv_nxt = tcb.rcv_nxt
