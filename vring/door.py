@@ -10,8 +10,9 @@ Every call of `guest.sys.calls.Calls` is there, with the same arguments, results
 Promises, on the real clock:
 - Any number of threads may call at once. A call that may block runs as a guest process of its own in the home thread,
   so it waits as a program's does; the thread that made it sleeps until the home thread wakes it.
-- A signal ends the sleep. If its handler raises (KeyboardInterrupt), the call is taken back in the guest before that
-  goes on, and what arrives later is for the next call.
+- A signal ends the sleep. If its handler raises (KeyboardInterrupt), at whatever moment, the call is taken back in the
+  guest before that goes on: what arrives later is for the next call, and a descriptor that the call has made is closed.
+  (In CPython, for calls made by Python code; how that is done, and what C code gets instead, is in vring/home.py.)
 - `close` (and `dup2` onto another descriptor) ends the calls of other host threads that are under way on that
   descriptor with OSError EBADF. A guest process that is blocked on it goes on, as on Linux, and so does a poll or
   select that has the descriptor among others.
@@ -30,7 +31,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
@@ -75,13 +75,23 @@ class GuestCalls:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_") or name in OWN_PROCESS or not callable(getattr(Calls, name, None)):
             raise AttributeError(f"there is no system call {name!r}")
-        return partial(self._call, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:  # no `partial`: see vring/home.py about what must not get lost
+            return self._call(name, args, kwargs)
+
+        return call
 
     def epoll(self, flags: int = 0) -> Epoll:
         """A new epoll set, as an object whose methods may be called from where this may be."""
-        return _Epoll(cast("PollCalls", self), self.epoll_create1(flags))
+        fd = self.epoll_create1(flags)
+        try:
+            made = _Epoll(cast("PollCalls", self), fd)
+        except BaseException:
+            self.close(fd)
+            raise
+        return made
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
 
 
@@ -118,7 +128,7 @@ class ThreadCalls(GuestCalls):
         self._jobs: dict[_Job, None] = {}
         self._early: list[Callable[[], None]] = []  # asked for before the guest has booted
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         home = self._home
         if home.is_here:
             return getattr(self._guest.calls, name)(*args, **kwargs)
@@ -212,7 +222,7 @@ class TimeCalls(GuestCalls):
         self._running = running
         self._thread = this_thread()
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guest = self._guest
         if this_thread() != self._thread:
             raise SessionError("on the virtual clock only the thread that made the session may call the guest")
