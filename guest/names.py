@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from guest.apps.env import Env
 from guest.config import Settings
-from guest.net.dhcp import Lease
+from guest.net.dhcp_lease import Lease
 from guest.net.dhcp_service import DhcpService
 from guest.net.dns import ResolveError, Resolver, Waiter
 from guest.net.dns_exchange import NODATA, NXDOMAIN

@@ -22,8 +22,8 @@ ORDER = [
     "groups", "pmtu", "source", "hops", "fragment", "extensions", "guard_rule", "guard_answer", "guard", "ipv4", "ipv6",
     "reassembly", "forward", "ip", "timer", "bare", "endpoint", "icmp_error", "icmp_errno", "datagram", "membership",
     "igmp", "nd_wire", "mld", "nd", "slaac", "interface6", "interface", "echo", "icmp_base", "icmp", "icmpv6",
-    "ping_end", "raw", "ports", "udp", "stack", "dhcp_wire", "dhcp", "dhcp_service", "dns_wire", "dns_exchange",
-    "hosts", "dns",
+    "ping_end", "raw", "ports", "udp", "stack", "dhcp_wire", "dhcp_lease", "dhcp", "dhcp_service", "dns_wire",
+    "dns_exchange", "hosts", "dns",
 ]  # fmt: skip
 OUTSIDE = {"guest._native"}  # the optional C
 

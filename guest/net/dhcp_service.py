@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 
 from guest.net import arp
 from guest.net.address import V4_ANY, V4_BITS, V4_PREFIX, AddressError, format_address, format_mac
-from guest.net.dhcp import Configure, Deconfigure, DhcpClient, DhcpConfig, Lease, Probe, Send, State
+from guest.net.dhcp import Configure, Deconfigure, DhcpClient, DhcpConfig, Probe, Send, State
+from guest.net.dhcp_lease import Lease
 from guest.net.dhcp_wire import CLIENT_PORT, SERVER_PORT
 from guest.net.endpoint import MessageEndpoint
 from guest.net.ethernet import ETH_P_ARP
