@@ -28,6 +28,8 @@ class TcpConfig:
         rack, tail_probe: find losses by time, and probe for a lost tail (RFC 8985); where the peer has SACK.
         rto_initial, rto_min, rto_max: RFC 6298.
         retries: of a segment before the connection is given up. syn_retries, synack_retries: the same for the first.
+        quick_acks: segments that are acknowledged at once where a connection starts or was out of order, so that the
+            peer's window opens fast; a connection whose ends talk in turn stops that.
         delayed_ack: how long an acknowledgement waits for company, at most (RFC 9293 §3.8.6.3).
         keepalive_idle, keepalive_interval, keepalive_probes: for connections that ask for it.
         time_wait: 2 MSL. time_waits: connections that may wait so, at most.
@@ -64,6 +66,7 @@ class TcpConfig:
     retries: int = 5
     syn_retries: int = 5
     synack_retries: int = 5
+    quick_acks: int = 16
     delayed_ack: int = 40 * MILLISECOND
     keepalive_idle: int = 7200 * SECOND
     keepalive_interval: int = 75 * SECOND

@@ -388,7 +388,10 @@ class Connection(Receiver):
         """Send what may be sent, acknowledge what is due, and tell the end."""
         state = self.state
         if state is not State.CLOSED and state is not State.SYN_SENT and state is not State.TIME_WAIT:
+            nxt = self.snd_nxt
             self.transmit(now)
+            if self.snd_nxt != nxt:
+                self.schedule_probe(now)
             if self.rcv_nxt != self.rcv_acked or self.ack_now:
                 self.acknowledge_batch(now)
         if self.tell:
@@ -414,7 +417,7 @@ class Connection(Receiver):
             self._find_lost(now)
         if self.push_at <= now:
             self.push(now)
-        if self.probe_at <= now and self.rto_at > now:
+        if self.probe_at <= now:
             self.probe_tail(now)
         if self.rto_at <= now:
             self._retransmission_timer(now)
@@ -438,8 +441,9 @@ class Connection(Receiver):
         most = self._patience()
         limit = 0 if self.end is None else self.end.settings.user_timeout
         first = self.scoreboard.first
-        waited = limit and first is not None and now - self.heard_at >= limit
-        if self.timeouts >= most or waited:
+        if not self.timeouts:
+            self.stuck_at = self.sent_at if first is None else first.sent_at
+        if now - self.stuck_at >= limit if limit else self.timeouts >= most:
             self.counters["given_up"] += 1
             self.abort(self.soft_error or errno.ETIMEDOUT, now)
             return
@@ -454,6 +458,8 @@ class Connection(Receiver):
         black_hole = config.black_hole_after
         if black_hole and self.timeouts >= black_hole and self.recovery == SLOW and self.mss > 8:
             self._suspect_path(first)
+        if limit:
+            self.rto_at = min(self.rto_at, max(now, self.stuck_at + limit))
         self._retransmit(now)
 
     def _patience(self) -> int:

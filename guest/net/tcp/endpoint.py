@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from guest.net.address import V4_ANY, V6_ANY, is_multicast, is_unspecified
+from guest.net.address import V4_ANY, V6_ANY, is_multicast, is_unspecified, is_v4
 from guest.net.addressed import AddressedEndpoint, needs_zone
 from guest.net.endpoint import SHUT_RD, SHUT_RDWR, SHUT_WR
 from guest.net.pbuf import CAST_HOST, Buffer
@@ -64,6 +64,8 @@ class TcpEndpoint(AddressedEndpoint):
         failed = self._may_bind(addr, interface)
         if failed:
             return failed
+        if is_multicast(addr) and not is_v4(addr):
+            return errno.EINVAL
         if self.local[1] or self.connection is not None:
             return errno.EINVAL
         device = self.options.bind_device
@@ -88,7 +90,8 @@ class TcpEndpoint(AddressedEndpoint):
             return 0
         if self.state is not State.CLOSED:
             return errno.EINVAL
-        self._leave_connection()
+        if self.connection is not None:
+            self._leave_connection()
         if not self.local[1]:
             failed = self._tcp.ports.bind(self, self.local[0], 0)
             if failed:
@@ -126,6 +129,7 @@ class TcpEndpoint(AddressedEndpoint):
             self._leave_connection()
             if failed:
                 return failed
+        self.error = 0
         if self._lacks_zone(addr, interface):
             return errno.EINVAL
         if is_multicast(addr):
@@ -165,18 +169,10 @@ class TcpEndpoint(AddressedEndpoint):
             return errno.EBADF
         self._stop_listening()
         connection = self.connection
-        if connection is not None:
+        if connection is not None and connection.state not in (State.CLOSED, State.TIME_WAIT):
             connection.kill(self._tcp.now())
-            self._leave_connection()
-        self.error = 0
-        self.remote = None
-        if not self._port_fixed:
-            self._tcp.ports.release(self)
-            self.local = (self.local[0], 0)
-        if not self._address_fixed:
-            self.local = (V4_ANY if self.family == 4 else V6_ANY, self.local[1])
-        self.options.bind_device = None
-        self._fix_source()
+            self.error = errno.ECONNRESET
+        self._leave_connection()
         self.changed()
         return 0
 
@@ -185,7 +181,15 @@ class TcpEndpoint(AddressedEndpoint):
         if self.connection is not None:
             self.connection.end = None
             self.connection = None
-            self.remote = None
+        self.remote = None
+        self.shut_read = self.shut_write = False
+        if not self._port_fixed and self.local[1]:
+            self._tcp.ports.release(self)
+            self.local = (self.local[0], 0)
+        if not self._address_fixed:
+            self.local = (V4_ANY if self.family == 4 else V6_ANY, self.local[1])
+        self.options.bind_device = None
+        self._fix_source()
 
     def child(self, connection: Connection, interface: IpInterface | None) -> TcpEndpoint:
         """The end of a connection that came in here; it inherits what was set."""
@@ -286,9 +290,11 @@ class TcpEndpoint(AddressedEndpoint):
 
     def _nothing(self) -> int | None:
         """What a read gives that finds no bytes."""
+        if self._all_came:
+            return 0
         if self.error:
             return -self.take_error()
-        if self.at_end:
+        if self.shut_read:
             return 0
         if self.connection is None or self.state is State.CLOSED:
             return 0 if self.remote is not None else -errno.ENOTCONN
@@ -306,6 +312,8 @@ class TcpEndpoint(AddressedEndpoint):
         has not come yet).
         """
         connection = self.connection
+        if self.listener is not None:
+            return -errno.ENOTCONN
         if connection is None or self.options.oob_inline or connection.urgent is None:
             return -errno.EINVAL
         if connection.urgent_read:
@@ -330,13 +338,12 @@ class TcpEndpoint(AddressedEndpoint):
                 self.changed()
             return 0
         connection = self.connection
-        if connection is None or connection.state is State.CLOSED or self.remote is None:
-            return errno.ENOTCONN
-        if connection.state is State.SYN_SENT and how != SHUT_RD:
-            connection.finish(self._tcp.now())
-            connection.flush(self._tcp.now())
-            return 0
+        if connection is not None and connection.state is State.SYN_SENT:
+            return self.disconnect()
         self.shut_read = self.shut_read or how != SHUT_WR
+        if connection is None or connection.state is State.CLOSED or self.remote is None:
+            self.shut_write = self.shut_write or how != SHUT_RD
+            return errno.ENOTCONN
         if how != SHUT_RD:
             self.shut_write = True
             connection.finish(self._tcp.now())
@@ -422,9 +429,12 @@ class TcpEndpoint(AddressedEndpoint):
     @property
     def at_end(self) -> bool:
         """Whether nothing more will come."""
+        return self.shut_read or self._all_came
+
+    @property
+    def _all_came(self) -> bool:
+        """Whether the peer's FIN was received, and everything before it."""
         connection = self.connection
-        if self.shut_read:
-            return True
         return connection is not None and connection.peer_fin is not None and connection.rcv_nxt > connection.peer_fin
 
     @property
@@ -463,19 +473,24 @@ class TcpEndpoint(AddressedEndpoint):
     def unread(self) -> int:
         """Bytes that can be read (SIOCINQ)."""
         connection = self.connection
-        return 0 if connection is None else max(0, connection.readable_bytes(self.options.oob_inline))
+        if connection is None:
+            return 0
+        rcv, urgent = connection.rcv, connection.urgent
+        if urgent is not None and not self.options.oob_inline and rcv.start <= urgent < rcv.end:
+            return urgent - rcv.start
+        return len(rcv)
 
     @property
     def unsent(self) -> int:
         """Bytes that wait to be sent (SIOCOUTQNSD)."""
         connection = self.connection
-        return 0 if connection is None else max(0, connection.snd.end - connection.snd_nxt)
+        return 0 if connection is None else max(0, connection.snd_end - max(connection.snd_nxt, connection.snd.start))
 
     @property
     def unacked(self) -> int:
         """Bytes that are not acknowledged, those that wait included (SIOCOUTQ)."""
         connection = self.connection
-        return 0 if connection is None else len(connection.snd)
+        return 0 if connection is None else max(0, connection.snd_end - max(connection.snd_una, connection.snd.start))
 
     def info(self) -> TcpInfo:
         """Its connection's variables; zeros where it has none."""

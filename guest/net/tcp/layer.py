@@ -150,9 +150,6 @@ class Tcp(Layer):
         if packet.cast != CAST_HOST:
             self.drop(packet, "rx_dropped_cast")
             return
-        if not src_port or not dst_port:
-            self.drop(packet, "rx_dropped_port_zero")
-            return
         flags = word & 0xFF
         at = packet.data + HEADER_SIZE
         options = parse_options(packet.area, at, at + size - HEADER_SIZE)

@@ -30,12 +30,12 @@ class Request:
     Attributes:
         ends: as of a connection. iss, irs: the first sequence numbers. mss, scale, sack, ecn: what its SYN has offered.
         stamp: the peer's timestamp, None without. ts_offset: of ours.
-        tries: how often SYN,ACK was sent again.
+        tries: how often SYN,ACK was sent again. answered_at: when it was sent; -1 for nobody knows.
     """
 
     __slots__ = (
-        "_at", "_listener", "ecn", "ends", "interface", "irs", "iss", "mss", "sack", "scale", "scheduled", "stamp",
-        "tries", "ts_offset",
+        "_at", "_listener", "answered_at", "ecn", "ends", "interface", "irs", "iss", "mss", "sack", "scale",
+        "scheduled", "stamp", "tries", "ts_offset",
     )  # fmt: skip
 
     def __init__(
@@ -51,12 +51,14 @@ class Request:
         self.stamp = stamp
         self.interface = interface
         self.tries = 0
+        self.answered_at = -1
         self.scheduled = NEVER
         self._at = NEVER
 
     def answer(self, now: int) -> None:
         """Send SYN,ACK, and see that it is sent again."""
         config = self._listener.host.config
+        self.answered_at = now
         self._at = now + min(config.rto_initial << self.tries, config.rto_max)
         clock = None if self.stamp is None else (now // 1000 + self.ts_offset) & MASK
         self._listener.send_syn_ack(self, clock, ecn=self.ecn and not self.tries)
@@ -248,6 +250,8 @@ class Listener:
         connection.event(Event.SYN)
         connection.snd_nxt = request.iss + 1
         connection.retransmits = request.tries
+        if request.tries == 0 and request.answered_at >= 0:
+            connection.rtt.sample(now - request.answered_at)
         connection.adv_mss = connection.own_mss()
         offered = Options(request.mss, request.scale, request.sack, request.stamp)
         syn = Segment(request.irs, 0, SYN | (ECE | CWR if request.ecn else 0), 0, 0, offered, segment.packet, 0, False)

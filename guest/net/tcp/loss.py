@@ -67,9 +67,14 @@ class LossRecovery(Sender):
             self.counters["rx_ecn_echoes"] += 1
             self.cwr_due = True
             self.ecn_point = self.snd_nxt
-        if self.sack and self.config.rack and (delivered or twice):
-            self._rack(delivered, twice, fack, options.ts_ecr, now)
-            self._find_lost(now)
+        if progress > 0 and self.recovery and self.resent_stamp is not None:
+            self._was_spurious(options.ts_ecr, now)
+        if self.sack and (delivered or twice):
+            if board.timed:
+                self._rack(delivered, twice, fack, options.ts_ecr, now)
+                self._find_lost(now)
+            elif sacked and self.config.fast_retransmit:
+                self._count_lost(now)
         if self.probe_end is not None and progress > 0:
             self._probe_answered(ack, twice, flying, now)
         if progress > 0 or sacked:
@@ -81,8 +86,7 @@ class LossRecovery(Sender):
                 self._next_lost()
             elif self.recovery != FAST:
                 self.control.on_ack(max(progress, 0) + sacked, now, self.rtt.srtt, flying)
-            if self.config.tail_probe and self.sack:
-                self._schedule_probe(now)
+            self.schedule_probe(now)
 
     def _advance(self, ack: int, segment: Segment, now: int) -> list[Sent]:
         """snd_una moves on; the segments that are done with, those that were sacked before left out."""
@@ -162,6 +166,8 @@ class LossRecovery(Sender):
     def _recover(self, now: int) -> None:
         """Loss was found by acknowledgements."""
         self.control.on_loss(self.snd_nxt - self.snd_una, now)
+        self.forced = True
+        self.resent_stamp = None
         self.recovery = FAST
         self.recovery_end = self.snd_nxt
         self.probe_at = NEVER
@@ -170,6 +176,33 @@ class LossRecovery(Sender):
             self.cwr_due = True
             self.ecn_point = self.snd_nxt
         self.counters["recoveries"] += 1
+
+    def _count_lost(self, now: int) -> None:
+        """A segment is lost when three that were sent behind it have arrived (RFC 6675 §4): SACK without RACK."""
+        above = 0
+        lost = []
+        for segment in reversed(list(self.scoreboard)):
+            if segment.sacked:
+                above += 1
+            elif above >= DUPLICATES and segment.tries == 1 and segment.flying:
+                lost.append(segment)
+        for segment in reversed(lost):
+            self.scoreboard.mark_lost(segment)
+        if lost and not self.recovery:
+            self._recover(now)
+
+    def _was_spurious(self, ts_ecr: int, now: int) -> None:
+        """The answer to the first segment of a recovery: if it is older than what was sent again, nothing was lost, and
+        the windows are as they were (RFC 3522, RFC 4015).
+        """
+        stamp, self.resent_stamp = self.resent_stamp, None
+        if stamp is None or not ts_ecr or (ts_ecr - stamp) & MASK < HALF:
+            return
+        self.counters["spurious_recoveries"] += 1
+        self.control.undo()
+        self.recovery = 0
+        self.dup_acks = 0
+        self.scoreboard.believe()
 
     # -- loss by time --------------------------------------------------------------------------------------------
 
@@ -222,17 +255,20 @@ class LossRecovery(Sender):
 
     # -- the tail ------------------------------------------------------------------------------------------------
 
-    def _schedule_probe(self, now: int) -> None:
-        """Set the timer of the probe for a lost tail, where there is reason for one (RFC 8985 §7.2)."""
+    def schedule_probe(self, now: int) -> None:
+        """Set the timer of the probe for a lost tail, where there is reason for one (RFC 8985 §7.2): after new data was
+        sent, and when something was acknowledged.
+        """
         board = self.scoreboard
+        if not self.sack or not self.config.tail_probe:
+            return
         if self.recovery or self.probe_end is not None or not board.in_flight or board.sacked_count:
             self.probe_at = NEVER
             return
         wait = 2 * self.rtt.srtt if self.rtt.samples else 1_000_000
         if board.in_flight <= self.mss:
             wait += PROBE_DELAY
-        at = now + max(wait, 2000)
-        self.probe_at = at if at < self.rto_at else NEVER
+        self.probe_at = min(now + max(wait, 2000), self.rto_at)  # in place of a timeout that would come first
 
     def probe_tail(self, now: int) -> None:
         """Send something that makes the peer say what it has: new data, or the last segment again (RFC 8985 §7.3)."""
@@ -243,7 +279,7 @@ class LossRecovery(Sender):
             return
         self.counters["tx_tail_probes"] += 1
         nxt = self.snd_nxt
-        end = min(nxt + self.mss, self.snd.end, self.snd_una + self.snd_wnd)
+        end = min(nxt + max(8, self.mss - self.sack_size()), self.snd.end, self.snd_una + self.snd_wnd)
         self.probe_resent = end <= nxt
         if self.probe_resent:
             if last.sacked:
@@ -291,6 +327,7 @@ class LossRecovery(Sender):
         self.counters["timeouts"] += 1
         if self.recovery != SLOW:
             self.control.on_timeout(self.snd_nxt - self.snd_una, now)
+            self.resent_stamp = None
         self.recovery = SLOW
         self.recovery_end = self.snd_nxt
         self.dup_acks = 0
@@ -303,5 +340,4 @@ class LossRecovery(Sender):
         lost = sorted({id(one): one for one in board.lost if one.lost}.values(), key=lambda one: one.start)
         board.lost.clear()
         board.lost.extend(lost)
-        self.quick = 16
         self.rto_at = now + self.rtt.rto

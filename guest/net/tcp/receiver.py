@@ -9,7 +9,7 @@ order, fills a hole or was here before is answered at once.
 from __future__ import annotations
 
 from guest.net.tcp.loss import LossRecovery
-from guest.net.tcp.segment import FIN
+from guest.net.tcp.segment import FIN, MASK
 from guest.net.tcp.state import MAY_RECEIVE
 from guest.net.tcp.tcb import Segment
 from guest.net.tcp.timers import NEVER
@@ -62,15 +62,17 @@ class Receiver(LossRecovery):
             self.rcv.append(view, len(view) if packet.frags else packet.end, packet.lease)
         self.rcv_nxt = nxt + length
         self._grown()
-        if self.quick and length >= self.rcv_mss:
+        if self.quick:
             self.quick -= 1
             self.ack_now = True
+        if segment.options.ts_ecr:
+            self.echo = segment.options.ts_ecr
 
     def _out_of_order(self, seq: int, length: int, views: list[memoryview], lease: object) -> None:
         """Data that does not simply follow what is here: before its turn, or the start of what fills a hole."""
         self.ack_now = True
         self.ack_due += 1
-        self.quick = 16
+        self.quick = self.config.quick_acks
         rcv = self.rcv
         before = rcv.held
         at = seq
@@ -133,37 +135,33 @@ class Receiver(LossRecovery):
     # -- reading -------------------------------------------------------------------------------------------------
 
     def readable_bytes(self, inline: bool) -> int:
-        """Bytes that the next read can have: up to the urgent byte, which is not read with the others."""
+        """Bytes that the next read can have. It ends before the urgent byte; one that begins there steps over it, or
+        inline goes on with it.
+        """
         rcv = self.rcv
-        ready = rcv.end - rcv.start
         urgent = self.urgent
-        if urgent is not None and not inline:
-            if rcv.start <= urgent < rcv.end:
-                if urgent > rcv.start:
-                    return urgent - rcv.start
-                return ready - 1
-        elif urgent is not None and rcv.start < urgent < rcv.end:
+        if urgent is None or not rcv.start <= urgent < rcv.end:
+            return rcv.end - rcv.start
+        if urgent > rcv.start:
             return urgent - rcv.start
-        return ready
+        return rcv.end - rcv.start - (not inline)
 
     def read(self, target: memoryview, peek: bool, inline: bool, offset: int = 0) -> int:
         """Copy what there is into `target`, as far as it goes; how many bytes."""
-        count = self.readable_bytes(inline) - offset
-        count = min(count, len(target))
-        if count <= 0:
-            return 0
         rcv = self.rcv
-        skip = self.urgent is not None and not inline and self.urgent == rcv.start
+        skip = not inline and self.urgent is not None and self.urgent == rcv.start < rcv.end
+        count = min(self.readable_bytes(inline) - offset, len(target))
         if peek:
-            rcv.copy_out(target, count, offset + skip)
-            return count
+            if count > 0:
+                rcv.copy_out(target, count, offset + skip)
+            return max(count, 0)
         if skip:
             rcv.take(None, 1)
-            self._past_urgent()
-        rcv.take(target, count)
+        if count > 0:
+            rcv.take(target, count)
         if self.urgent is not None and rcv.start > self.urgent:
             self._past_urgent()
-        return count
+        return max(count, 0)
 
     def _past_urgent(self) -> None:
         self.urgent = None
@@ -179,17 +177,28 @@ class Receiver(LossRecovery):
     def _tune(self, count: int, now: int) -> None:
         """Let the buffer hold twice of what a reader takes in a round trip (dynamic right-sizing)."""
         self.copied += count
-        if now - self.copied_since < max(self.rtt.srtt, TUNE_LEAST):
+        if now - self.copied_since < max(self.rcv_rtt or self.rtt.srtt, TUNE_LEAST):
             return
         if 2 * self.copied > self.limit:
             self.limit = min(2 * self.copied + 16 * self.rcv_mss, self.config.window_max)
         self.copied = 0
         self.copied_since = now
 
+    def _time_round(self, now: int) -> None:
+        """How long an acknowledgement of ours took to bring this data: a round trip, or more where the sender waited.
+        The smallest counts, and is let go of slowly.
+        """
+        took = max((self.stamp(now) - self.echo & MASK) * 1000, TUNE_LEAST)
+        self.echo = 0
+        known = self.rcv_rtt
+        self.rcv_rtt = took if not known or took < known else known + (took - known) // 8
+
     # -- acknowledging -------------------------------------------------------------------------------------------
 
     def acknowledge_batch(self, now: int) -> None:
         """Send the acknowledgement that a batch is due, or see that it is sent soon."""
+        if self.echo:
+            self._time_round(now)
         if self.ack_now:
             if self.ack_due > 1 and not self.sack:
                 for _ in range(min(self.ack_due, 16) - 1):  # each one counts where nothing else says what arrived

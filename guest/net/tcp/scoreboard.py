@@ -177,6 +177,15 @@ class Scoreboard:
             self.highest_sacked = found[-1].end
         return found
 
+    def believe(self) -> None:
+        """Nothing was lost after all: what was marked is on its way."""
+        self.lost.clear()
+        for segment in self:
+            if segment.lost:
+                segment.lost = False
+                segment.flying = True
+                self.in_flight += segment.end - segment.start
+
     def forget_sacks(self) -> None:
         """The receiver has thrown away what it had acknowledged out of order (RFC 2018 §8)."""
         for segment in self:

@@ -2,7 +2,8 @@
 
 `transmit` sends all that windows allow. Lost segments go first (loss.py says which those are), then new data, then the
 FIN with the last of it. A segment that is not full waits where it would be a silly one:
-- Nagle: while something is unacknowledged, unless the user said TCP_NODELAY; or TCP_CORK or MSG_MORE, for 200 ms.
+- Nagle: while another such segment is unacknowledged, unless the user said TCP_NODELAY; or TCP_CORK or MSG_MORE, for
+  200 ms.
 - the window is too small for more and less than half of the largest it ever was.
 
 A window of nothing is probed by one byte of what waits, whenever the retransmission timer, here the persist timer,
@@ -82,6 +83,8 @@ class Sender(Tcb):
         if board_room := self.sack_size():
             most = max(8, most - board_room)
         limit = self.snd_una + self.snd_wnd
+        if not len(board) and now - self.sent_at > self.rtt.rto:
+            self.control.after_idle(now - self.sent_at, self.rtt.rto)
         cwnd = self.control.cwnd
         while True:
             nxt = self.snd_nxt
@@ -121,7 +124,8 @@ class Sender(Tcb):
             if self.push_at == NEVER:
                 self.push_at = now + CORK_TIME
             return False
-        return self.nodelay or not len(self.scoreboard) or (self.snd_up is not None and self.snd_up > self.snd_nxt)
+        urgent = self.snd_up is not None and self.snd_up > self.snd_nxt
+        return self.nodelay or self.small_end <= self.snd_una or urgent
 
     def _send_new(self, start: int, end: int, now: int) -> None:
         """Send bytes for the first time, and the FIN where it follows them."""
@@ -138,6 +142,10 @@ class Sender(Tcb):
                 return
         self.scoreboard.add(Sent(start, end, flags & FIN, now))
         self.snd_nxt = end
+        self.sent_at = now
+        self.quick = 0  # a conversation: our next answer acknowledges what comes
+        if length < self.mss:
+            self.small_end = end
         if self.cwr_due:
             self.cwr_due = False
             flags |= CWR
@@ -161,7 +169,7 @@ class Sender(Tcb):
         """Let what was held back by a cork go."""
         self.push_at = NEVER
         nxt, end = self.snd_nxt, self.snd.end
-        room = min(self.snd_una + self.snd_wnd, nxt + self.mss, end)
+        room = min(self.snd_una + self.snd_wnd, nxt + max(8, self.mss - self.sack_size()), end)
         if nxt < room and not self.scoreboard.lost:
             self._send_new(nxt, room, now)
             if self.rto_at == NEVER:
@@ -180,13 +188,19 @@ class Sender(Tcb):
         """Send lost segments as far as the window of the network allows; whether all of them went."""
         board = self.scoreboard
         lost = board.lost
+        left = 0 if self.sack else self.dup_acks * self.mss
         while lost:
             segment = lost[0]
             if not segment.lost:
                 lost.popleft()
                 continue
-            if board.in_flight and board.in_flight + min(segment.end - segment.start, self.mss) > self.control.cwnd:
+            flying = board.in_flight - left
+            size = min(segment.end - segment.start, self.mss)
+            if flying > 0 and not self.forced and flying + size > self.control.cwnd:
                 return False
+            self.forced = False
+            if self.resent_stamp is None and self.stamps:
+                self.resent_stamp = self.stamp(now)
             lost.popleft()
             self.resend(segment, now)
         return True

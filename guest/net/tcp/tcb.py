@@ -113,15 +113,15 @@ class Tcb:
 
     __slots__ = (
         "ack_at", "ack_due", "ack_now", "adv_mss", "alive_at", "config", "control", "copied", "copied_since",
-        "corked", "counters", "cwr_due", "dup_acks", "ece_due", "ecn", "ecn_point", "end", "end_at", "ends", "error",
-        "fin_seq", "heard_at", "holder", "host", "interface", "irs", "iss", "keepalives", "limit", "limit_fixed",
-        "max_wnd", "mss", "nodelay", "oow_at", "peer_fin", "peer_mss", "probe_at", "probe_end", "probe_resent",
-        "pseudo", "push_at", "quick", "rack_end", "rack_rtt", "rack_sent", "rcv", "rcv_acked", "rcv_adv", "rcv_mss",
-        "rcv_nxt", "rcv_scale", "recovery", "recovery_end", "reorder_at", "reorder_seen", "reorder_steps",
-        "retransmits", "rto_at", "rtt", "sack", "sack_dup", "scaling", "scheduled", "scoreboard", "snd", "snd_nxt",
-        "snd_scale", "snd_una", "snd_up", "snd_wl1", "snd_wl2", "snd_wnd", "soft_error", "stamps", "state", "tell",
-        "timeouts", "ts_offset", "ts_recent", "ts_recent_at", "urgent", "urgent_byte", "urgent_read", "v4",
-        "wide_mss",
+        "corked", "counters", "cwr_due", "dup_acks", "ece_due", "echo", "ecn", "ecn_point", "end", "end_at", "ends",
+        "error", "fin_seq", "forced", "heard_at", "holder", "host", "interface", "irs", "iss", "keepalives", "limit",
+        "limit_fixed", "max_wnd", "mss", "nodelay", "oow_at", "peer_fin", "peer_mss", "probe_at", "probe_end",
+        "probe_resent", "pseudo", "push_at", "quick", "rack_end", "rack_rtt", "rack_sent", "rcv", "rcv_acked",
+        "rcv_adv", "rcv_mss", "rcv_nxt", "rcv_rtt", "rcv_scale", "recovery", "recovery_end", "reorder_at",
+        "reorder_seen", "reorder_steps", "resent_stamp", "retransmits", "rto_at", "rtt", "sack", "sack_dup",
+        "scaling", "scheduled", "scoreboard", "sent_at", "small_end", "snd", "snd_nxt", "snd_scale", "snd_una",
+        "snd_up", "snd_wl1", "snd_wl2", "snd_wnd", "soft_error", "stamps", "state", "stuck_at", "tell", "timeouts",
+        "ts_offset", "ts_recent", "ts_recent_at", "urgent", "urgent_byte", "urgent_read", "v4", "wide_mss",
     )  # fmt: skip
 
     def __init__(self, host: Host, ends: Ends, iss: int, ts_offset: int, now: int) -> None:
@@ -153,6 +153,8 @@ class Tcb:
         self.fin_seq: int | None = None
         self.nodelay = False
         self.corked = False
+        self.small_end = iss  # behind the last segment that was not full (RFC 896, as Minshall has it)
+        self.sent_at = now  # when new data was sent last
         self.peer_mss = DEFAULT_MSS if self.v4 else DEFAULT_MSS_V6
         self.wide_mss = 0  # what the peer said, while less is tried
         self.adv_mss = 0
@@ -163,8 +165,11 @@ class Tcb:
         self.control: Control = CONTROLS[config.congestion](self.mss, 2 * self.mss)
         self.recovery = 0
         self.recovery_end = iss
+        self.forced = False  # the first segment of a recovery goes whatever is in flight
+        self.resent_stamp: int | None = None  # our timestamp when a recovery began (RFC 3522)
         self.dup_acks = 0
         self.timeouts = 0
+        self.stuck_at = now  # when that was sent first which the timer fires about
         self.retransmits = 0
         self.rack_sent = self.rack_end = self.rack_rtt = 0
         self.reorder_seen = False
@@ -183,13 +188,15 @@ class Tcb:
         self.limit_fixed = False
         self.copied = 0
         self.copied_since = now
+        self.echo = 0  # of our timestamps, the last one that came with data
+        self.rcv_rtt = 0  # microseconds in which an acknowledgement of ours brings more data
         self.peer_fin: int | None = None  # of the peer's FIN, once it came, maybe before its turn
         self.urgent: int | None = None  # position of the peer's last urgent byte, until it was passed
         self.urgent_byte: int | None = None
         self.urgent_read = False
         self.ack_now = False
         self.ack_due = 0  # duplicate acknowledgements that are owed to a peer without SACK
-        self.quick = 16  # full segments that are acknowledged at once: a connection that starts, or has lost
+        self.quick = config.quick_acks  # segments that are still to be acknowledged at once
         self.sack_dup: tuple[int, int] | None = None  # what came twice (RFC 2883)
         self.oow_at = -NEVER
         # options
@@ -224,6 +231,11 @@ class Tcb:
     def synchronized(self) -> bool:
         """Whether both SYNs were exchanged."""
         return self.snd_una > self.iss
+
+    @property
+    def snd_end(self) -> int:
+        """Behind the last byte of the stream that was written, and the FIN."""
+        return self.snd.end + (self.fin_seq is not None)
 
     # -- the clock of timestamps ---------------------------------------------------------------------------------
 
