@@ -326,20 +326,25 @@ class VirtioNetDriver(NetDevice):
             return
         self.failed = reason
         self.counters["device_failed"] += 1
+        if self._take_down(f"{reason}; "):
+            self._retry.failed(reason)
+        self._set_link(False)
+
+    def _take_down(self, why: str) -> bool:
+        """Reset the device and take all buffers back. False where it does not obey, and is given up: it may still write
+        to its buffers, which stay where they are for ever.
+        """
         try:
             self.transport.reset()
         except DeviceGone:
             pass
         except TransportError as error:
-            # It may still write to its buffers: they stay where they are, for ever.
             self._live = False
             self._stop_listening()
-            self._log(f"{reason}; {error}; given up")
-            self._set_link(False)
-            return
+            self._log(f"{why}{error}; given up, and its memory is kept")
+            return False
         self._let_go()
-        self._retry.failed(reason)
-        self._set_link(False)
+        return True
 
     def _try_again(self) -> str:
         self.counters["device_resets"] += 1
@@ -372,18 +377,9 @@ class VirtioNetDriver(NetDevice):
             return
         self._closed = True
         self._retry.cancel()
-        try:
-            self.transport.reset()
-        except DeviceGone:
-            pass
-        except TransportError as error:
-            self._live = False
-            self._stop_listening()
-            self._log(f"{error}; its memory is kept")
-            return
-        self._let_go()
-        self.flags &= ~IFF_RUNNING
-        self._free()
+        if self._take_down(""):
+            self.flags &= ~IFF_RUNNING
+            self._free()
 
     def _free(self) -> None:
         """Give up the buffers; what is still lent comes back by itself."""
