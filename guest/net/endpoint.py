@@ -1,4 +1,4 @@
-"""The endpoint: one communication end below the system calls; and what ends of messages (UDP, raw) add: a receive queue.
+"""The endpoint: one communication end below the system calls; and the receive queue of ends of messages (UDP, raw).
 
 An endpoint never blocks and never raises for what a peer or a caller does: calls give 0 or an `errno` number, the same
 that Linux gives. Addresses are 128-bit numbers; an endpoint of family 4 has IPv4-mapped ones only, an endpoint of
