@@ -106,6 +106,7 @@ def _stack_init(guest: Guest, options: BootOptions) -> Stack:
             guest.resolver.set_servers("routers", stack.dns_servers)
 
     stack.loopback.link.transmit = through_lo
+    stack.loopback.queue = lo
     stack.subscribe(tell)
     return stack
 

@@ -17,7 +17,7 @@ Read: virtio 1.4 §3.1.1 (initialisation), §5.1.4 (configuration), §5.1.5 (ini
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from guest.dma import DmaError
@@ -26,7 +26,7 @@ from guest.drivers.net_rx import ReceiveQueue, buffer_size, entries_that_fit
 from guest.drivers.net_tx import CHAIN_MAX, ETHERNET_HEADER, TransmitQueue
 from guest.drivers.retry import Retry
 from guest.drivers.virtio_mmio import DeviceGone, MmioSlot, MmioTransport, TransportError, find_devices
-from guest.net.device import IFF_RUNNING, NetDevice
+from guest.net.device import IFF_RUNNING, UNLIMITED, NetDevice
 from guest.net.pbuf import PacketBuffer
 from guest.ring.split import SplitRing
 from guest.services import Services, Timer
@@ -257,6 +257,8 @@ class VirtioNetDriver(NetDevice):
             self.transport.notify(abi.RECEIVEQ1)
         if tx.reclaim() + used:
             self._idle_irqs = 0
+        if self.wants_room is not None:
+            self._tell_room()
         if packets:
             self.deliver(packets)
         if not self._sound():
@@ -282,6 +284,7 @@ class VirtioNetDriver(NetDevice):
             self._fail(str(error))
             return
         self.tx.reclaim()
+        self._tell_room()
         if self.rx.ring.pending() and not self._polling:
             self.counters["irq_lost"] += 1
             self._schedule_poll()
@@ -306,7 +309,26 @@ class VirtioNetDriver(NetDevice):
             self._sound()
         elif self._watchdog is None and self.tx.ring.in_flight:
             self._watchdog = self._services.timers.after(WATCH_EVERY, self._watch)
+        if self.wants_room is not None:
+            self._services.deferred.add(self._tell_room)  # the buffers that were taken back announce nothing any more
         return sent
+
+    def tx_room(self) -> int:
+        return self.tx.room() if self._live else UNLIMITED
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        self.wants_room = callback
+        if self._live:
+            self.tx.watch()
+        self._services.deferred.add(self._tell_room)
+
+    def _tell_room(self) -> bool:
+        """Call whoever waits for room, if there is some; a slice of deferred work that wants no other."""
+        callback = self.wants_room
+        if callback is not None and self.tx_room() > 0:
+            self.wants_room = None
+            callback()
+        return False
 
     # -- trouble -------------------------------------------------------------------------------------------------
 

@@ -125,26 +125,6 @@ class Policy(NamedTuple):
         return f"policy {self.hook} {self.action}"
 
 
-def parse_rule(text: str) -> Rule:
-    """The rule that `text` writes. Raises GuardError: what is wrong, and with which word."""
-    line = _parse(text)
-    if isinstance(line, Policy):
-        raise GuardError(f"{text.strip()}: is a policy and no rule")
-    return line
-
-
-def parse_rules(text: str) -> list[Rule | Policy]:
-    """The rules and policies of a text, in order. Raises GuardError, which also names the line."""
-    found = []
-    for number, line in enumerate(text.replace("\n", ";").split(";"), start=1):
-        if line.strip():
-            try:
-                found.append(_parse(line))
-            except GuardError as error:
-                raise GuardError(f"line {number}: {error}") from None
-    return found
-
-
 class _Words:
     """The words of one line, taken one after the other."""
 
@@ -182,7 +162,28 @@ class _Words:
         return number
 
 
-def _parse(text: str) -> Rule | Policy:
+def parse_rule(text: str) -> Rule:
+    """The rule that `text` writes. Raises GuardError: what is wrong, and with which word."""
+    line = parse_line(text)
+    if isinstance(line, Policy):
+        raise GuardError(f"{line}: is a policy and no rule")
+    return line
+
+
+def parse_rules(text: str) -> list[Rule | Policy]:
+    """The rules and policies of a text, in order. Raises GuardError, which also names the line."""
+    found = []
+    for number, line in enumerate(text.replace("\n", ";").split(";"), start=1):
+        if line.strip():
+            try:
+                found.append(parse_line(line))
+            except GuardError as error:
+                raise GuardError(f"line {number}: {error}") from None
+    return found
+
+
+def parse_line(text: str) -> Rule | Policy:
+    """The rule or policy that `text` writes. Raises GuardError."""
     words = _Words(text)
     if words.next == "policy":
         words.take("")

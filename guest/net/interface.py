@@ -41,6 +41,8 @@ from guest.net.device import (
     IFF_PROMISC,
     IFF_RUNNING,
     IFF_UP,
+    UNLIMITED,
+    NetDevice,
 )
 from guest.net.ethernet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Ethernet
 from guest.net.interface6 import Interface6
@@ -92,6 +94,7 @@ class Interface:
         self.mtu = self.mtu6 = self._device_mtu = mtu
         self.hop_limit = 0
         self.gso_max_size = 0
+        self.queue: NetDevice | None = None
         self.addresses: list[Prefix] = []
         self.tentative: set[int] = set()
         self.deprecated: set[int] = set()
@@ -397,6 +400,28 @@ class Interface:
             ethernet.output(packet, multicast_mac(next_hop), packet.protocol)
         elif cast == CAST_BROADCAST:
             ethernet.output(packet, MAC_BROADCAST, packet.protocol)
+
+    def room(self) -> int:
+        """How many packets may follow each other now without overrunning the device."""
+        queue = self.queue
+        if queue is None:
+            return UNLIMITED
+        return queue.tx_room() - (0 if self._ethernet is None else self._ethernet.held)
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when there is room again; the last one who asks is called."""
+        if self.queue is not None:
+            self.queue.when_room(callback)
+
+    def hold(self) -> None:
+        """Hold back what is sent from now on, until as many calls of `release`: it goes to the device in one batch."""
+        if self._ethernet is not None:
+            self._ethernet.hold()
+
+    def release(self) -> None:
+        """See `hold`."""
+        if self._ethernet is not None:
+            self._ethernet.release()
 
     def _send_frame(self, packet: PacketBuffer, mac: bytes) -> None:
         if self._ethernet is not None:

@@ -152,6 +152,11 @@ class ReceiveBuffer:
         return self.end - self.start
 
     @property
+    def count(self) -> int:
+        """Runs that came before their turn."""
+        return len(self._blocks)
+
+    @property
     def has_gap(self) -> bool:
         """Whether something came before its turn."""
         return bool(self._blocks)
@@ -231,13 +236,10 @@ class ReceiveBuffer:
             self.append(view, len(view), keep)
 
     def runs(self) -> list[tuple[int, int]]:
-        """The runs that came before their turn, the one that grew last first (RFC 2018 §4)."""
-        found = []
-        for start in self.latest:
-            index = bisect_right(self._starts, start) - 1
-            if index >= 0 and (run := (self._blocks[index].start, self._blocks[index].end)) not in found:
-                found.append(run)
-        return found
+        """Four of the runs that came before their turn, those that grew last first (RFC 2018 §4)."""
+        order = [self._blocks[bisect_right(self._starts, start) - 1] for start in self.latest]
+        order += self._blocks[:4]
+        return [(block.start, block.end) for block in dict.fromkeys(order)][:4]
 
     # -- reading -------------------------------------------------------------------------------------------------
 

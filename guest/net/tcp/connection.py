@@ -388,10 +388,8 @@ class Connection(Receiver):
         """Send what may be sent, acknowledge what is due, and tell the end."""
         state = self.state
         if state is not State.CLOSED and state is not State.SYN_SENT and state is not State.TIME_WAIT:
-            nxt = self.snd_nxt
-            self.transmit(now)
-            if self.snd_nxt != nxt:
-                self.schedule_probe(now)
+            if self.scoreboard.lost or self.snd_nxt < self.snd_end:
+                self._send_what_may_go(now)
             if self.rcv_nxt != self.rcv_acked or self.ack_now:
                 self.acknowledge_batch(now)
         if self.tell:
@@ -399,6 +397,21 @@ class Connection(Receiver):
             if self.end is not None:
                 self.end.changed()
         self.host.arm(self)
+
+    def _send_what_may_go(self, now: int) -> None:
+        """Transmit; what is more than one segment goes to the device in one batch."""
+        nxt = self.snd_nxt
+        if self.snd_end - nxt <= self.mss and not self.scoreboard.lost:
+            self.transmit(now)
+        else:
+            interface = self.host.hold(self)
+            try:
+                self.transmit(now)
+            finally:
+                if interface is not None:
+                    interface.release()
+        if self.snd_nxt != nxt:
+            self.schedule_probe(now)
 
     # -- timers --------------------------------------------------------------------------------------------------
 
@@ -460,7 +473,7 @@ class Connection(Receiver):
             self._suspect_path(first)
         if limit:
             self.rto_at = min(self.rto_at, max(now, self.stuck_at + limit))
-        self._retransmit(now)
+        self._retransmit(now, 1)
 
     def _patience(self) -> int:
         """How often a segment may be sent again."""

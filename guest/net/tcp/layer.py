@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from guest.net.checksum import inet_sum, sum_views
 from guest.net.config import NetConfig
+from guest.net.device import UNLIMITED
 from guest.net.family import IpHeader, IpInterface
 from guest.net.icmp_errno import meaning
 from guest.net.ip import IpEngine
@@ -92,6 +93,7 @@ class Tcp(Layer):
         self.ports = TcpPorts(self.secrets, self.waits, net.first_port, net.last_port)
         self._timers = TimerQueue()
         self._touched: dict[Connection, None] = {}
+        self._stalled: dict[IpInterface, dict[Connection, None]] = {}  # those that wait for an interface
         self._challenges = 0
         self._challenge_second = -1
         ip.handlers[PROTOCOL] = self.input
@@ -321,6 +323,40 @@ class Tcp(Layer):
         hop = self.ip.hop(tcb.ends[2], tcb.interface)
         most = 0 if hop is None else hop.interface.gso_max_size
         return most - (V4_HEADERS if tcb.v4 else V6_HEADERS) if most else 0
+
+    def tx_room(self, tcb: Tcb) -> int:
+        """How many packets the interface takes now."""
+        hop = self.ip.hop(tcb.ends[2], tcb.interface)
+        return UNLIMITED if hop is None else hop.interface.room()
+
+    def hold(self, tcb: Tcb) -> IpInterface | None:
+        """Let what is sent from now on leave in one batch, with the `release` of the interface."""
+        hop = self.ip.hop(tcb.ends[2], tcb.interface)
+        if hop is None:
+            return None
+        hop.interface.hold()
+        return hop.interface
+
+    def wait_for_room(self, tcb: Tcb) -> None:
+        """Flush a connection, and all others that wait for the same, once its interface has room."""
+        hop = self.ip.hop(tcb.ends[2], tcb.interface)
+        if hop is None or not isinstance(tcb, Connection):
+            return
+        interface = hop.interface
+        waiting = self._stalled.setdefault(interface, {})
+        self.counters["tx_stalls"] += 1
+        waiting[tcb] = None
+        if len(waiting) == 1:
+            interface.when_room(lambda: self._room_again(interface))
+
+    def _room_again(self, interface: IpInterface) -> None:
+        now = self.now()
+        interface.hold()
+        try:
+            for connection in self._stalled.pop(interface, {}):
+                connection.flush(now)
+        finally:
+            interface.release()
 
     def arm(self, tcb: Tcb) -> None:
         """A connection's deadline has changed."""

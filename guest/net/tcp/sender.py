@@ -72,8 +72,11 @@ class Sender(Tcb):
     def transmit(self, now: int) -> None:
         """Send what may be sent."""
         board = self.scoreboard
-        if board.lost and not self._retransmit(now):
-            return
+        room = self.host.tx_room(self)
+        if board.lost:
+            room = self._retransmit(now, room)
+            if board.lost:
+                return
         snd = self.snd
         fin = self.fin_seq
         if self.snd_nxt >= (snd.end if fin is None else fin + 1) or self.state not in DATA_STATES:
@@ -107,6 +110,10 @@ class Sender(Tcb):
                     size -= size % mss
             if size < mss and size < most and not self._worthwhile(size, waiting, now):
                 break
+            if room <= 0:
+                self.host.wait_for_room(self)
+                return
+            room -= 1
             self._send_new(nxt, nxt + size, now)
         if len(board):
             if self.rto_at == NEVER:
@@ -184,8 +191,8 @@ class Sender(Tcb):
 
     # -- sending again -------------------------------------------------------------------------------------------
 
-    def _retransmit(self, now: int) -> bool:
-        """Send lost segments as far as the window of the network allows; whether all of them went."""
+    def _retransmit(self, now: int, room: int) -> int:
+        """Send lost segments as far as the window of the network and the interface allow; what room is left."""
         board = self.scoreboard
         lost = board.lost
         left = 0 if self.sack else self.dup_acks * self.mss
@@ -197,13 +204,17 @@ class Sender(Tcb):
             flying = board.in_flight - left
             size = min(segment.end - segment.start, self.mss)
             if flying > 0 and not self.forced and flying + size > self.control.cwnd:
-                return False
+                break
+            if room <= 0:
+                self.host.wait_for_room(self)
+                break
+            room -= 1
             self.forced = False
             if self.resent_stamp is None and self.stamps:
                 self.resent_stamp = self.stamp(now)
             lost.popleft()
             self.resend(segment, now)
-        return True
+        return room
 
     def resend(self, segment: Sent, now: int) -> None:
         """Send a segment again; one that is too long by now goes in pieces, the rest of it as a lost one."""

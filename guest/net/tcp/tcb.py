@@ -77,6 +77,15 @@ class Host(Protocol):
     def burst(self, tcb: Tcb) -> int:
         """The same for a packet that the interface below cuts into segments; 0 where it does not."""
 
+    def tx_room(self, tcb: Tcb) -> int:
+        """How many packets may be sent now."""
+
+    def hold(self, tcb: Tcb) -> IpInterface | None:
+        """The interface that packets leave by, which holds them back until its `release`; None where there is none."""
+
+    def wait_for_room(self, tcb: Tcb) -> None:
+        """Flush the connection when more may be sent."""
+
     def arm(self, tcb: Tcb) -> None:
         """The connection's deadline has changed."""
 
@@ -276,7 +285,7 @@ class Tcb:
         """Send a segment that acknowledges everything, after the handshake."""
         stamps = (self.stamp(now), self.ts_recent) if self.stamps else None
         sacks: Sequence[tuple[int, int]] = ()
-        if self.sack and (self.sack_dup is not None or self.rcv.latest):
+        if self.sack and (self.sack_dup is not None or self.rcv.has_gap):
             sacks = self._sacks()
         if self.ece_due:
             flags |= ECE
@@ -296,9 +305,9 @@ class Tcb:
 
     def sack_size(self) -> int:
         """Bytes that SACK blocks take of the next segment."""
-        if not self.sack or (self.sack_dup is None and not self.rcv.latest):
+        if not self.sack or (self.sack_dup is None and not self.rcv.has_gap):
             return 0
-        return 4 + 8 * min(len(self.rcv.latest) + (self.sack_dup is not None), 3 if self.stamps else 4)
+        return 4 + 8 * min(self.rcv.count + (self.sack_dup is not None), 3 if self.stamps else 4)
 
     def send_ack(self, now: int) -> None:
         """Send an acknowledgement and nothing else."""
