@@ -237,8 +237,8 @@ class ReceiveBuffer:
 
     def runs(self) -> list[tuple[int, int]]:
         """Four of the runs that came before their turn, those that grew last first (RFC 2018 §4)."""
-        order = [self._blocks[bisect_right(self._starts, start) - 1] for start in self.latest]
-        order += self._blocks[:4]
+        places = [bisect_right(self._starts, start) - 1 for start in self.latest]
+        order = [self._blocks[place] for place in places if place >= 0] + self._blocks[:4]
         return [(block.start, block.end) for block in dict.fromkeys(order)][:4]
 
     # -- reading -------------------------------------------------------------------------------------------------
