@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 from guest import boot
@@ -39,6 +41,9 @@ from guest.ni import NetworkInterface
 from guest.ol import Outlets
 from guest.platform import Platform
 from guest.services import Services
+from guest.stdlib.current import CURRENT
+from guest.stdlib.modules import guest_module
+from guest.stdlib.network import Network
 from guest.sys.calls import Calls
 from guest.sys.scheduler import EX_SOFTWARE, Process, Scheduler
 
@@ -67,6 +72,7 @@ class Guest:
         ni: the network interface at FE/0, once `setup` has made it.
         dhcp_clients: one for each interface that looks for its address; see `dhcp`.
         calls: the system calls.
+        lookalikes: makes `socket` and `select` for callers that are no guest processes; None for the guest's own.
         init: process 1.
         panic: the exception that killed the kernel, if one did.
         leaks: what `close` found not given back, one line each.
@@ -107,6 +113,7 @@ class Guest:
         self.exit_status = 0
         self.panic: Exception | None = None
         self.leaks: list[str] = []
+        self.lookalikes: Callable[[str], ModuleType] | None = None
         self._closed = False
 
     # -- the machine's side --------------------------------------------------------------------------------------
@@ -175,9 +182,29 @@ class Guest:
         else:
             name, main = getattr(program, "__name__", "program"), program
         env = Env(self)
-        process = self.scheduler.spawn(lambda: main(env, list(args)), name)
+
+        def run() -> int | None:
+            CURRENT.set(self.network)
+            return main(env, list(args))
+
+        process = self.scheduler.spawn(run, name)
         env.process = process
         return process
+
+    @cached_property
+    def network(self) -> Network:
+        """What guest.socket and guest.select stand on in this guest's processes."""
+        return Network(self.calls, self.platform.now)
+
+    @cached_property
+    def socket(self) -> Any:
+        """The standard library's module `socket` over this guest, for whoever may call it."""
+        return guest_module("socket", lambda: self.network) if self.lookalikes is None else self.lookalikes("socket")
+
+    @cached_property
+    def select(self) -> Any:
+        """The standard library's module `select` over this guest, likewise."""
+        return guest_module("select", lambda: self.network) if self.lookalikes is None else self.lookalikes("select")
 
     def halt(self, status: int = 0) -> None:
         """Stop for good; what runs now ends its slice. The first call's status counts."""

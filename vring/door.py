@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 # Calls that never wait, and so need no process.
 AT_ONCE = frozenset((
-    "adopt", "dup", "epoll_create1", "epoll_ctl", "fcntl", "get_timeout", "getipaddr", "getpeername", "getsockname",
-    "getsockopt", "if_addrs", "if_indextoname", "if_nameindex", "if_nametoindex", "listen", "routes", "set_timeout",
-    "setsockopt", "shutdown", "socket",
+    "adopt", "dup", "epoll_create1", "epoll_ctl", "fcntl", "get_timeout", "gethostname", "getipaddr", "getpeername",
+    "getsockname", "getsockopt", "if_addrs", "if_indextoname", "if_nameindex", "if_nametoindex", "listen", "routes",
+    "set_timeout", "sethostname", "setsockopt", "shutdown", "socket",
 ))  # fmt: skip
 OWN_PROCESS = frozenset(("interrupt", "sigmask"))  # about the calling process, which a host thread is not
 CLOSING = frozenset(("close", "close_all", "dup2"))
@@ -120,11 +120,16 @@ class _Job:
 
 
 class ThreadCalls(GuestCalls):
-    """The calls of a guest whose machine has a home thread."""
+    """The calls of a guest whose machine has a home thread.
+
+    Attributes:
+        after_call: told in the home thread on which descriptor a call has worked, before its caller hears of it.
+    """
 
     def __init__(self, guest: Guest, home: Home) -> None:
         super().__init__(guest)
         self._home = home
+        self.after_call: Callable[[int], None] | None = None
         self._jobs: dict[_Job, None] = {}
         self._early: list[Callable[[], None]] = []  # asked for before the guest has booted
 
@@ -162,11 +167,22 @@ class ThreadCalls(GuestCalls):
         try:
             value = getattr(self._guest.calls, job.name)(*args, **kwargs)
         except Exception as error:
+            self._tell(job)
             job.wait.answer(error=error)
         else:
             if job.taken_back:
                 self._discard(job, value)
+            self._tell(job)
             job.wait.answer(value)
+
+    def _tell(self, job: _Job) -> None:
+        if self.after_call is not None and job.fd is not None:
+            self.after_call(job.fd)
+
+    def close_here(self, fd: int) -> None:
+        """What `close` does, for callers in the home thread. Raises OSError: EBADF."""
+        self._guest.calls.close(fd)
+        self._closed(_Job("close", (fd,), Wait()))
 
     def _ended(self, job: _Job) -> None:
         """The process of a call is over; one that was killed has not answered."""

@@ -19,6 +19,7 @@ Sections: `Wait` (one request), `Home`.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -96,6 +97,7 @@ class Home:
         self._open: dict[Wait, None] = {built: None}  # whoever waits for this thread, told when it ends
         built.among = self._open
         self._closing = False
+        self._process = os.getpid()
         self._dead: BaseException | None = None
         self._lock = threading.RLock()  # a signal handler may come in while its own thread holds it
         # A daemon, so that a session nobody closed does not keep the program from ending.
@@ -181,6 +183,8 @@ class Home:
             with self._lock:
                 if self._closing:
                     raise SessionError("the home thread of this session has ended") from self._dead
+                if os.getpid() != self._process:
+                    raise SessionError("this process was forked from the one that has the home thread of this session")
                 self._open[wait] = None
                 wait.among = self._open
                 self._requests.append(request)
@@ -202,6 +206,12 @@ class Home:
             if not self._closing:
                 self.rig.loop.wake()
             return not self._closing
+
+    def post(self, request: Callable[[], None]) -> None:
+        """Have the home thread call `request` some time, unless it ends before; the garbage collector may call this."""
+        if os.getpid() == self._process:
+            self._requests.append(request)
+            self._wake()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` in the home thread; what it returns or raises."""
@@ -235,7 +245,9 @@ class Home:
         return answer
 
     def close(self) -> None:
-        """End the thread and wait for it. Raises what it died of."""
+        """End the thread and wait for it. Raises what it died of. In a forked process there is nothing to end."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if not self._closing:
                 self._closing = True

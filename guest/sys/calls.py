@@ -22,10 +22,11 @@ from __future__ import annotations
 from guest.sys.data_calls import DataCalls
 from guest.sys.file_calls import FileCalls
 from guest.sys.ioctl_calls import IoctlCalls
+from guest.sys.name_calls import NameCalls
 from guest.sys.netconfig import NetConfigCalls
 from guest.sys.poll_calls import PollCalls
 from guest.sys.socket_calls import SocketCalls
 
 
-class Calls(SocketCalls, DataCalls, FileCalls, IoctlCalls, PollCalls, NetConfigCalls):
+class Calls(SocketCalls, DataCalls, FileCalls, IoctlCalls, PollCalls, NetConfigCalls, NameCalls):
     """The system calls of one guest; see `Core` for what it is made of, and the classes above for the calls."""
