@@ -62,8 +62,10 @@ def select_lists(rlist: Iterable[Any], wlist: Iterable[Any], xlist: Iterable[Any
 class Poll:
     """A `select.poll` object."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    _network: Any  # () → the Network
+
+    def __init__(self) -> None:
+        self._calls = self._network().calls
         self._events: dict[int, int] = {}
 
     def register(self, fd: Any, eventmask: int = POLL_DEFAULT, /) -> None:
@@ -84,7 +86,7 @@ class Poll:
     def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
         """Those that are ready, with their events; `timeout` is in milliseconds."""
         limit = duration(timeout, 1000)
-        found: list[tuple[int, int]] = self._network.calls.poll(
+        found: list[tuple[int, int]] = self._calls.poll(
             list(self._events.items()), None if limit is None or limit < 0 else limit
         )
         return found
@@ -93,7 +95,7 @@ class Poll:
 class Epoll:
     """A `select.epoll` object."""
 
-    _network: Callable[[], Network]
+    _network: Any  # () → the Network
 
     def __init__(self, sizehint: int = -1, flags: int = 0) -> None:
         if sizehint < -1 or sizehint == 0:
@@ -162,26 +164,32 @@ class Epoll:
         self.close()
 
 
-def select_functions(module: str, network: Callable[[], Network]) -> dict[str, Any]:
-    """`select`, `poll` and `epoll` for a network."""
+class SelectFunction:
+    """`select.select`, as a method: what a class keeps of it is not bound once more."""
+
+    def __init__(self, network: Callable[[], Network]) -> None:
+        self._network = network
 
     def select(
-        rlist: Iterable[Any], wlist: Iterable[Any], xlist: Iterable[Any], timeout: float | None = None, /
+        self, rlist: Iterable[Any], wlist: Iterable[Any], xlist: Iterable[Any], timeout: float | None = None, /
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Those of the objects that can be read, written, or have an exception."""
+        """Those of the objects that can be read, written, or have an exception; `timeout` is in seconds."""
         lists = select_lists(rlist, wlist, xlist)
         limit = duration(timeout, 1_000_000)
         if limit is not None and limit < 0:
             raise ValueError("timeout must be non-negative")
-        sets = network().calls.select(*([number for _, number in pairs] for pairs in lists), limit)
+        sets = self._network().calls.select(*([number for _, number in pairs] for pairs in lists), limit)
         first, second, third = (
             [each for each, number in pairs if number in ready] for pairs, ready in zip(lists, sets, strict=True)
         )
         return first, second, third
 
-    def poll() -> Poll:
-        """An object that waits for descriptors."""
-        return Poll(network())
 
-    epoll = type("epoll", (Epoll,), {"__module__": module, "_network": staticmethod(network)})
-    return {"select": select, "poll": poll, "epoll": epoll}
+def select_functions(module: str, network: Callable[[], Network]) -> dict[str, Any]:
+    """`select`, `poll` and `epoll` for a network."""
+    own = {"__module__": module, "_network": staticmethod(network)}
+    return {
+        "select": SelectFunction(network).select,
+        "poll": type("poll", (Poll,), dict(own)),
+        "epoll": type("epoll", (Epoll,), dict(own)),
+    }

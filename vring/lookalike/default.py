@@ -55,7 +55,7 @@ class DefaultGuest:
             session.close()
             raise
         self.session = session
-        atexit.register(finish, session)
+        atexit.register(finish, session, session.guest)
 
     def network(self) -> Network:
         """What its sockets are made of."""

@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds
 
 
-def finish(session: Session, patience: float = PATIENCE) -> None:
-    """Close a session once its connections have sent everything, or after `patience` seconds."""
+def finish(session: Session, guest: Guest, patience: float = PATIENCE) -> None:
+    """End a session whose program used this guest: its descriptors are closed, as a kernel does, and the session as soon
+    as its connections have sent everything, or after `patience` seconds.
+    """
     try:
-        session.run_until(lambda: not any(map(owes, session.guests)), patience)
-    except SessionError:
-        pass  # it is closed, or died
-    session.close()
+        session.calls_of(guest).close_all()
+        session.run_until(lambda: not owes(guest), patience)
+    except (SessionError, OSError):
+        pass  # it is closed, or died; or the guest has halted
+    finally:
+        session.close()
 
 
 def owes(guest: Guest) -> bool:
     """Whether a connection has data or the end of its stream to send, or has not heard that they arrived."""
     if guest.halted or guest.stage < 1:
         return False
-    tcp = getattr(guest.stack, "tcp", None)
-    return tcp is not None and any(end.unsent or end.unacked for end in tcp.ends)
+    return any(each.snd_una < each.snd_end for each in guest.stack.tcp.connections)

@@ -134,9 +134,11 @@ class _Deadline:
 class Poll:
     """A `select.poll` object."""
 
-    def __init__(self, side: Callable[[], Side | None]) -> None:
+    _side: Any  # () → the Side, or None
+
+    def __init__(self) -> None:
         self._host = select.poll()
-        self._set = _Set(side)
+        self._set = _Set(self._side)
 
     def register(self, fd: Any, eventmask: int = POLL_DEFAULT, /) -> None:
         """Wait for a descriptor too, or for other events of it."""
@@ -181,7 +183,7 @@ class Poll:
 class Epoll:
     """A `select.epoll` object."""
 
-    _side: Callable[[], Side | None]
+    _side: Any  # () → the Side, or None
 
     def __init__(self, sizehint: int = -1, flags: int = 0) -> None:
         self._host = select.epoll(sizehint, flags)
@@ -285,21 +287,19 @@ class _Sign:
         return self._number
 
 
-def select_functions(module: str, side: Callable[[], Side | None]) -> dict[str, Any]:
-    """`select`, `poll` and `epoll`.
+class SelectFunction:
+    """`select.select`, as a method: what a class keeps of it is not bound once more."""
 
-    Args:
-        module: what the classes call their module.
-        side: the host's side of the guest whose sockets may come; None where there is no guest yet.
-    """
-    probe = _Set(side)
+    def __init__(self, side: Callable[[], Side | None]) -> None:
+        self._side = side
+        self._set = _Set(side)
 
-    def select_(
-        rlist: Iterable[Any], wlist: Iterable[Any], xlist: Iterable[Any], timeout: float | None = None, /
+    def select(
+        self, rlist: Iterable[Any], wlist: Iterable[Any], xlist: Iterable[Any], timeout: float | None = None, /
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Those of the objects that can be read, written, or have an exception."""
-        probe.check(duration(timeout, SECOND))
-        here = side()
+        """Those of the objects that can be read, written, or have an exception; `timeout` is in seconds."""
+        self._set.check(duration(timeout, SECOND))
+        here = self._side()
         if here is None or not xlist:
             return select.select(rlist, wlist, xlist, timeout)
         lists = select_lists(rlist, wlist, xlist)
@@ -315,10 +315,17 @@ def select_functions(module: str, side: Callable[[], Side | None]) -> dict[str, 
         exceptions += [each.fileobj for each in ready if isinstance(each, _Sign)]
         return [each for each in ready if not isinstance(each, _Sign)], writable, exceptions
 
-    def poll() -> Poll:
-        """An object that waits for descriptors."""
-        return Poll(side)
 
-    select_.__name__ = select_.__qualname__ = "select"
-    epoll = type("epoll", (Epoll,), {"__module__": module, "_side": staticmethod(side)})
-    return {"select": select_, "poll": poll, "epoll": epoll}
+def select_functions(module: str, side: Callable[[], Side | None]) -> dict[str, Any]:
+    """`select`, `poll` and `epoll`.
+
+    Args:
+        module: what the classes call their module.
+        side: the host's side of the guest whose sockets may come; None where there is no guest yet.
+    """
+    own = {"__module__": module, "_side": staticmethod(side)}
+    return {
+        "select": SelectFunction(side).select,
+        "poll": type("poll", (Poll,), dict(own)),
+        "epoll": type("epoll", (Epoll,), dict(own)),
+    }
