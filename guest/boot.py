@@ -83,7 +83,10 @@ def _configure(guest: Guest, options: BootOptions) -> None:
 def _stack_init(guest: Guest, options: BootOptions) -> Stack:
     """The stack, its loopback carried by the device `lo`, and its events told to the log."""
     config = NetConfig(
-        ipv6=options.ip6, forwarding=bool(guest.config.forwarding), membership=bool(guest.config.membership)
+        ipv6=options.ip6,
+        forwarding=bool(guest.config.forwarding),
+        membership=bool(guest.config.membership),
+        tcp=guest.config.tcp(),
     )
     stack = Stack(now=guest.platform.now, rng=guest.platform.rng, config=config, log=guest.log.write)
     if options.settings.guard:

@@ -27,7 +27,7 @@ from guest.net.family import IpHeader
 from guest.net.guard import Guard
 from guest.net.pbuf import Offload, PacketBuffer
 from guest.net.udp import UdpEndpoint
-from tests.net_world import BROADCAST, OUR_IP, OUR_MAC, PEER_IP, PEER_MAC, Host
+from tests.net_world import BROADCAST, OUR_IP, OUR_MAC, PEER_IP, PEER_MAC, Host, join
 from tests.net_world6 import OUR_IP6, PEER_IP6, host6, meet6
 from tests.udp_world import at
 
@@ -366,9 +366,8 @@ def test_c27_a_rejected_segment_of_this_host_comes_back_as_a_reset(family: Famil
     host.wait(0)
     ((header, raw),) = got
     assert (header.src, header.dst, header.protocol) == (there, ours, 6)
-    answer = family.ip(bytes(family.ip(src=whole.dst, dst=whole.src, **{"proto" if family is V4 else "nh": 6}) / raw))
-    frame = bytes(Ether() / answer)
-    reset = read_reset(family, frame)
+    back = family.ip(src=whole.dst, dst=whole.src, **{"proto" if family is V4 else "nh": 6})
+    reset = read_reset(family, bytes(Ether(dst=OUR_MAC, src=PEER_MAC) / back / raw))
     assert (str(reset.flags), reset.sport, reset.dport, reset.seq, reset.ack) == ("RA", 80, 4000, 0, 1001)
 
 
@@ -391,6 +390,86 @@ def test_c27_how_many_wait_to_be_told_is_bounded() -> None:
     assert host.count("ip", "tx_dropped_guard_pending") == 44
     host.wait(0)
     assert host.stack.counters["guard"] == {"told": 256}
+
+
+# -- TCP as it is used -----------------------------------------------------------------------------------------------
+
+
+def hosts(family: Family) -> tuple[Host, Host]:
+    """A client and a server, on one wire and one clock, that know each other."""
+    client = family.host()
+    make = {"clock": client.clock, "seed": 2}
+    server = Host(PEER_IP, PEER_MAC, **make) if family is V4 else host6(PEER_IP6, PEER_MAC, **make)  # type: ignore[arg-type]
+    client.stack.guard = None
+    assert server.stack.udp.open(family.number).send([b"x"], at(family.ours, 9)) == 0
+    join(client, server)
+    return client, server
+
+
+def pass_time(seconds: float, *both: Host) -> None:
+    """Let time pass for hosts on one wire."""
+    clock = both[0].clock
+    end = clock.now + round(seconds * SECOND)
+    while True:
+        for host in both:
+            while (due := host.stack.poll_at()) is not None and due <= clock.now:
+                host.stack.poll()
+        if join(*both):
+            continue
+        soon = min((due for host in both if (due := host.stack.poll_at()) is not None), default=end + 1)
+        if soon > end:
+            clock.now = end
+            return
+        clock.now = soon
+
+
+@both
+@pytest.mark.parametrize("hook", ["out", "in"])
+def test_c27_a_drop_rule_on_port_80_makes_connect_time_out(family: Family, hook: str) -> None:
+    client, server = hosts(family)
+    listening = server.stack.tcp.open(family.number)
+    assert (listening.bind(*at(family.peer, 80)), listening.listen(5)) == (0, 0)
+    (client if hook == "out" else server).stack.guard = guard = Guard([f"drop {hook} tcp to port 80"])
+    end = client.stack.tcp.open(family.number)
+    assert end.connect(*at(family.peer, 80)) == errno.EINPROGRESS
+    pass_time(60, client, server)
+    assert end.connecting, "it goes on trying"
+    pass_time(10, client, server)
+    assert (end.connecting, end.take_error()) == (False, errno.ETIMEDOUT)
+    assert guard.rules[0].packets == 6, "the first SYN and five retries"
+    assert listening.accept() is None
+
+
+@both
+@pytest.mark.parametrize("hook", ["out", "in"])
+def test_c27_a_reject_rule_on_port_80_gives_econnrefused(family: Family, hook: str) -> None:
+    client, server = hosts(family)
+    listening = server.stack.tcp.open(family.number)
+    assert (listening.bind(*at(family.peer, 80)), listening.listen(5)) == (0, 0)
+    (client if hook == "out" else server).stack.guard = Guard([f"reject {hook} tcp to port 80"])
+    end = client.stack.tcp.open(family.number)
+    assert end.connect(*at(family.peer, 80)) == errno.EINPROGRESS
+    pass_time(0, client, server)
+    assert end.take_error() == errno.ECONNREFUSED
+    other = client.stack.tcp.open(family.number)
+    assert other.connect(*at(family.peer, 81)) == errno.EINPROGRESS
+    pass_time(0, client, server)
+    assert other.take_error() == errno.ECONNREFUSED, "so nobody can tell it from a port where nobody listens"
+
+
+@both
+def test_c27_a_rule_that_comes_later_resets_who_is_connected(family: Family) -> None:
+    client, server = hosts(family)
+    listening = server.stack.tcp.open(family.number)
+    assert (listening.bind(*at(family.peer, 80)), listening.listen(5)) == (0, 0)
+    end = client.stack.tcp.open(family.number)
+    end.connect(*at(family.peer, 80))
+    pass_time(0, client, server)
+    assert end.connected
+    server.stack.guard = Guard(["reject in tcp to port 80"])
+    assert end.write([b"hello"]) == 5
+    pass_time(0, client, server)
+    assert end.take_error() == errno.ECONNRESET
 
 
 # -- the flag --------------------------------------------------------------------------------------------------------

@@ -258,7 +258,7 @@ def test_idle_ends_after_its_time(board: Board) -> None:
 def test_each_guest_has_a_table_of_programs_of_its_own() -> None:
     table = programs()
     table["mine"] = table["ping"]
-    assert sorted(programs()) == ["idle", "ifconfig", "ip", "nslookup", "ping", "sniff", "ss", "udpecho"]
+    assert sorted(programs()) == ["guard", "idle", "ifconfig", "ip", "nslookup", "ping", "sniff", "ss", "udpecho"]
 
 
 @pytest.mark.parametrize(
