@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bench import pytcp
 from bench.harness import Figure, compare
 from bench.tap_ping import GUEST, HOST, MAC, namespace, running
 
@@ -55,7 +56,14 @@ def measure(rounds: int, scale: float) -> list[Figure]:
 
             bare = f"{'a loop' if kind != 'connect' else 'the same loop'} that does the least"
             figure = Figure(name, unit, bare, note=f"{amount / 1e6:g} MB" if unit == "MB/s" else f"{amount} of them")
-            figures.append(compare(figure, partial(one, ours_words), partial(one, bare_words), rounds))
+            ours = partial(one, ours_words)
+            figures.append(compare(figure, ours, partial(one, bare_words), rounds))
+            if not pytcp.missing():
+                # Slow enough to be given a tenth of the work.
+                words = [sys.executable, "-u", "-m", "bench.pytcp"]
+                theirs = partial(one, words, amount=max(1, amount // 10))
+                figure = Figure(f"{name}, beside another stack", unit, "pmd-pytcp, a TCP in Python", note=figure.note)
+                figures.append(compare(figure, ours, theirs, min(rounds, 3)))
     return figures
 
 
