@@ -17,8 +17,9 @@ BOOTSTRAP = "import sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)
 
 
 def split(words: Sequence[str], valued: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Our options, and the program with its arguments: it begins with `-m`, behind `--`, or with the first word that is no
-    option and no option's value.
+    """Our options, and the program with its arguments.
+
+    That begins with `-m`, behind `--`, or with the first word that is no option and no option's value.
 
     Args:
         words: behind `vring run`.
@@ -37,7 +38,7 @@ def split(words: Sequence[str], valued: Sequence[str]) -> tuple[list[str], list[
 
 def named(program: Sequence[str]) -> tuple[bool, str, list[str]]:
     """Whether it is a module, its name, and its arguments. Raises ValueError without a name."""
-    first, *rest = [*program, ""] if not program else program
+    first, *rest = program or [""]
     if first == "-m":
         first, *rest = ["-m" + word for word in rest[:1]] + rest[1:] or [""]
     if first in ("", "-m"):

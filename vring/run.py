@@ -130,8 +130,8 @@ def _install(session: Session, guest: Guest) -> None:
 def _who_knows(modules: Sequence[ModuleType]) -> list[str]:
     """The names in sys.modules that have to be imported anew to work without these modules.
 
-    Parts of the board keep what they have, and of others what they have imported. A package of the standard library goes
-    as a whole.
+    Parts of the board keep what they have, and of others what they have imported. A package of the standard library
+    goes as a whole.
     """
     names = {module.__name__ for module in modules} | {"_socket"}
 

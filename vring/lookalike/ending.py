@@ -18,8 +18,10 @@ PATIENCE = 5.0  # seconds
 
 
 def finish(session: Session, guest: Guest, patience: float = PATIENCE) -> None:
-    """End a session whose program used this guest: its descriptors are closed, as a kernel does, and the session as soon
-    as its connections have sent everything, or after `patience` seconds.
+    """End a session whose program used this guest.
+
+    Its descriptors are closed, as a kernel does, and the session as soon as its connections have sent everything, or
+    after `patience` seconds.
     """
     try:
         session.calls_of(guest).close_all()
