@@ -203,6 +203,7 @@ EXPECTED = {
     "no-nic": ["front ends: 0", "no network card", "2 packets transmitted, 2 received"],
     "lossy-hub": ["50 packets transmitted", "rx_lost"],
     "udp-echo": ["3 sent, 3 echoed", "3 datagrams served"],
+    "tcp-echo": ["3 sent, 3 echoed", "echo: 19 bytes received", "nc: 8 bytes sent, 6 received", "welcome"],
     "device-config": ["52:54:00:12:34:56", "address 192.168.1.7", "gateway 192.168.1.1", "eth0 is up"],
 }
 
