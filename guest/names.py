@@ -36,6 +36,7 @@ def resolver_init(guest: Guest, settings: Settings) -> Resolver:
         now=guest.platform.now,
         rng=guest.platform.rng,
         open_endpoint=stack.udp.open,
+        open_stream=stack.tcp.open,
         timers=guest.services.timers,
         reachable=lambda address: stack.ip.hop(address) is not None,
     )
