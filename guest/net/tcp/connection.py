@@ -24,6 +24,7 @@ from guest.net.tcp.timers import NEVER
 
 STAMP_AGE = 24 * 24 * 3600 * 1_000_000  # RFC 7323 §5.5: a timestamp that is older says nothing
 RTO_AFTER_SYN_LOSS = 3_000_000  # RFC 6298 §5.7
+BUSY_RETRY = 500_000  # until a timer that found no room on the card tries again
 
 
 class Connection(Receiver):
@@ -466,6 +467,10 @@ class Connection(Receiver):
                 self.probe_window(now)
                 self.rtt.back_off()
                 self.rto_at = now + self.rtt.rto
+            return
+        if self.host.tx_room(self) <= 0:  # our own card is busy, as when many timers fire at once: that is no loss
+            self.counters["tx_stalls"] += 1
+            self.rto_at = now + min(self.rtt.rto, BUSY_RETRY)
             return
         self.timed_out(now)
         black_hole = config.black_hole_after
