@@ -30,3 +30,7 @@ def __getattr__(name: str) -> Any:
         return _NAMES[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted(_NAMES)

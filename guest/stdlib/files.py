@@ -33,20 +33,22 @@ class SocketIO(io.RawIOBase):
     def _open(self) -> Any:
         """The socket. Raises ValueError when it is closed."""
         if self.closed:
-            raise ValueError("I/O operation on closed socket.")
+            raise ValueError("I/O operation on closed file.")
         return self._sock
 
+    def _can(self, what: bool) -> bool:
+        if self.closed:
+            raise ValueError("I/O operation on closed socket.")  # the standard library's two say it in two ways
+        return what
+
     def readable(self) -> bool:
-        self._open()
-        return "r" in self._mode
+        return self._can("r" in self._mode)
 
     def writable(self) -> bool:
-        self._open()
-        return "w" in self._mode
+        return self._can("w" in self._mode)
 
     def seekable(self) -> bool:
-        self._open()
-        return False
+        return self._can(False)
 
     def fileno(self) -> int:
         number: int = self._open().fileno()

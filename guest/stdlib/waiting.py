@@ -101,7 +101,7 @@ class Epoll:
         if sizehint < -1 or sizehint == 0:
             raise ValueError("negative sizehint")
         if flags & ~c.EPOLL_CLOEXEC:
-            raise fault("EINVAL")
+            raise OSError("invalid flags")
         self._calls = self._network().calls
         self._fd: int = self._calls.epoll_create1(c.EPOLL_CLOEXEC)
 
