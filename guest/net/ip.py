@@ -299,7 +299,8 @@ class IpEngine(HopTable):
             return errno.EADDRNOTAVAIL
         codec = hop.codec
         size = len(packet) + codec.header_size + (8 if router_alert else 0)
-        whole = size <= hop.mtu
+        # What the interface cuts into segments itself is not ours to fragment.
+        whole = size <= hop.mtu or (packet.offload is not None and packet.offload.gso_type != 0)
         if size > codec.max_size or (dont_fragment and not whole):
             self.drop(packet, "tx_dropped_too_big")
             return errno.EMSGSIZE

@@ -236,7 +236,8 @@ class Tcp(Layer):
         packet = PacketBuffer(area, HEADROOM, None, list(views))
         total = tcb.pseudo + size + length
         if length > tcb.mss and flags & SYN == 0:
-            check = total % 0xFFFF  # the interface completes it, for each segment that it makes of this packet
+            # Of the pseudo-header alone: the interface completes it, for each segment that it makes of this packet.
+            check = (total - src_port - dst_port) % 0xFFFF
             packet.offload = self._segmentation(tcb, size)
         else:
             total += seq + ack + word + window + urgent
