@@ -124,12 +124,15 @@ class ThreadCalls(GuestCalls):
 
     Attributes:
         after_call: told in the home thread on which descriptor a call has worked, before its caller hears of it.
+        last: the thread that ends the program, once one does. Calls of any other never come back from then on: threads
+            that outlive their program do not run on, and hear of no errors.
     """
 
     def __init__(self, guest: Guest, home: Home) -> None:
         super().__init__(guest)
         self._home = home
         self.after_call: Callable[[int], None] | None = None
+        self.last: int | None = None
         self._jobs: dict[_Job, None] = {}
         self._early: list[Callable[[], None]] = []  # asked for before the guest has booted
 
@@ -140,9 +143,21 @@ class ThreadCalls(GuestCalls):
         wait = Wait()
         job = _Job(name, _in_order(name, args, kwargs), wait)
         try:
-            return home.ask(lambda: self._begin(job, args, kwargs), wait, lambda: self._take_back(job))
+            value = home.ask(lambda: self._begin(job, args, kwargs), wait, lambda: self._take_back(job))
         except SessionError as error:
+            self.hold()
             raise _failed(errno.ECANCELED) from error
+        except OSError:
+            self.hold()
+            raise
+        if self.last is not None:  # asked here, not there: a signal's handler could run as a function begins
+            self.hold()
+        return value
+
+    def hold(self) -> None:
+        """Keep a thread that outlives its program."""
+        while self.last not in (None, this_thread()):
+            Wait().sleep()
 
     # -- in the home thread --------------------------------------------------------------------------------------
 

@@ -175,6 +175,8 @@ def _become(name: str, arguments: Sequence[str], *, by_name: bool) -> None:
     """Run the program as the interpreter would have."""
     module = ModuleType("__main__")
     vars(module)["__builtins__"] = builtins
+    if "__annotations__" in vars(sys.modules["__main__"]):  # which some versions give every program
+        vars(module)["__annotations__"] = {}
     sys.modules["__main__"] = module
     sys.excepthook = _without_us
     first = str(Path.cwd()) if by_name else str(Path(name).resolve().parent)
@@ -191,17 +193,17 @@ def _become(name: str, arguments: Sequence[str], *, by_name: bool) -> None:
 
 
 def _script_code(name: str, module: ModuleType) -> Any:
+    path = str(Path(name).absolute())
     try:
-        with io.open_code(str(Path(name).absolute())) as file:
+        with io.open_code(path) as file:
             source = file.read()
     except OSError as error:
-        path = str(Path(name).absolute())
         text = f"[Errno {error.errno}] {error.strerror}"
         print(f"{sys.executable}: can't open file {path!r}: {text}", file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from None
-    loader = SourceFileLoader("__main__", name)
-    vars(module).update(__file__=name, __cached__=None, __loader__=loader, __package__=None, __spec__=None)
-    return compile(source, name, "exec", dont_inherit=True)
+    loader = SourceFileLoader("__main__", path)
+    vars(module).update(__file__=path, __cached__=None, __loader__=loader, __package__=None, __spec__=None)
+    return compile(source, path, "exec", dont_inherit=True)
 
 
 def _container_code(name: str, module: ModuleType) -> Any:
@@ -209,7 +211,7 @@ def _container_code(name: str, module: ModuleType) -> Any:
     finder = pkgutil.get_importer(name)
     if finder is None:
         return None
-    sys.path[0] = name
+    sys.path[0] = str(Path(name).absolute())
     spec = finder.find_spec("__main__", None)
     if spec is None:
         print(f"{sys.executable}: can't find '__main__' module in {name!r}", file=sys.stderr)

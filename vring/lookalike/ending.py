@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vring.home import SessionError
+from vring.door import ThreadCalls
+from vring.home import SessionError, this_thread
 
 if TYPE_CHECKING:
     from guest.kernel import Guest
@@ -24,7 +25,10 @@ def finish(session: Session, guest: Guest, patience: float = PATIENCE) -> None:
     after `patience` seconds.
     """
     try:
-        session.calls_of(guest).close_all()
+        calls = session.calls_of(guest)
+        if isinstance(calls, ThreadCalls):
+            calls.last = this_thread()
+        calls.close_all()
         session.run_until(lambda: not owes(guest), patience)
     except (SessionError, OSError):
         pass  # it is closed, or died; or the guest has halted

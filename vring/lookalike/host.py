@@ -56,6 +56,7 @@ class HostSide:
         self.names: Mapping[str, Any] = host_names()
         self.mirrors: Mirrors = Mirrors(guest, home.rig.loop, door.close_here)
         self._home = home
+        self._door = door
         door.after_call = self.mirrors.refresh
 
     def call(self, function: Callable[[], Any]) -> Any:
@@ -63,6 +64,7 @@ class HostSide:
         try:
             return self._home.call(function)
         except SessionError as error:
+            self._door.hold()
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)) from error
 
     @property
