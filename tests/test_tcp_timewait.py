@@ -65,6 +65,21 @@ def test_rfc9293_3_10_7_4_late_data_is_answered_with_where_we_are() -> None:
     peer.expects(".", seq=2, ack=2)
 
 
+def test_h61_acknowledgements_out_of_place_are_answered_twice_a_second_at_most() -> None:
+    """Two ends that are out of step would answer each other for ever."""
+    world = World()
+    peer, _ = waiting(world)
+
+    peer.sends(".", seq=7, ack=2)
+    peer.expects(".", seq=2, ack=2)
+    for _ in range(100):
+        peer.sends(".", seq=7, ack=2)
+    peer.expects_nothing(during=500 * MS)
+    peer.sends(".", seq=7, ack=2)
+    peer.expects(".", seq=2, ack=2)
+    assert world.stack.tcp.counters["rx_dropped_outside_window"] == 100
+
+
 def test_rfc9293_3_10_7_4_acknowledgements_are_not_answered() -> None:
     peer, _ = waiting(World())
 

@@ -220,7 +220,7 @@ class Receiver(LossRecovery):
             if self.sack and seq < self.rcv_nxt:
                 self.sack_dup = (seq, min(seq + segment.length, self.rcv_nxt)) if segment.length else None
             self.send_ack(now)
-        elif now - self.oow_at >= self.config.oow_interval or seq == self.rcv_nxt - 1:
+        elif now - self.oow_at >= self.config.oow_interval:
             self.oow_at = now
             self.send_ack(now)
 

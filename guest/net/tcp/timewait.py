@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from guest.net.tcp.segment import ACK, FIN, HALF, MASK, RST, SYN, options_of, unwrap
 from guest.net.tcp.tcb import Ends, Segment, Tcb
+from guest.net.tcp.timers import NEVER
 
 if TYPE_CHECKING:
     from guest.net.tcp.layer import Tcp
@@ -26,8 +27,8 @@ class TimeWait:
     """
 
     __slots__ = (
-        "_field", "_host", "_offset", "_recent", "_recent_at", "connection", "ends", "expires", "interface", "rcv_nxt",
-        "reuse_addr", "since", "snd_nxt", "stamps",
+        "_answered_at", "_field", "_host", "_offset", "_recent", "_recent_at", "connection", "ends", "expires",
+        "interface", "rcv_nxt", "reuse_addr", "since", "snd_nxt", "stamps",
     )  # fmt: skip
 
     def __init__(self, host: Tcp, tcb: Tcb, reuse_addr: bool, now: int) -> None:
@@ -45,6 +46,7 @@ class TimeWait:
         self.reuse_addr = reuse_addr
         self.since = now
         self.expires = now + host.config.time_wait
+        self._answered_at = -NEVER
 
     def arrives(self, segment: Segment, now: int) -> bool:
         """Answer a late segment; whether it is a SYN that opens a new connection."""
@@ -63,6 +65,11 @@ class TimeWait:
             self.since = now
             self.expires = now + self._host.config.time_wait
         if flags & SYN or segment.length or flags & FIN or seq != self.rcv_nxt:
+            if not segment.length and not flags & FIN:  # it may be an answer to ours: do not let two talk for ever
+                if now - self._answered_at < self._host.config.oow_interval:
+                    self._host.counters["rx_dropped_outside_window"] += 1
+                    return False
+                self._answered_at = now
             if self.stamps and stamp is not None and not older and seq <= self.rcv_nxt:
                 self._recent = stamp
             clock = now // 1000 + self._offset & MASK
