@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guest import boot
 from guest.apps import programs
@@ -34,7 +34,6 @@ from guest.drivers.registry import DriverGrid
 from guest.fe import FrontEnd
 from guest.log import BootLog, describe
 from guest.net.device import NetDevice
-from guest.net.dhcp_service import DhcpService
 from guest.net.dns import Resolver
 from guest.net.stack import Stack
 from guest.ni import NetworkInterface
@@ -42,10 +41,12 @@ from guest.ol import Outlets
 from guest.platform import Platform
 from guest.services import Services
 from guest.stdlib.current import CURRENT
-from guest.stdlib.modules import guest_module
-from guest.stdlib.network import Network
 from guest.sys.calls import Calls
 from guest.sys.scheduler import EX_SOFTWARE, Process, Scheduler
+
+if TYPE_CHECKING:
+    from guest.net.dhcp_service import DhcpService
+    from guest.stdlib.network import Network
 
 
 class Guest:
@@ -184,7 +185,7 @@ class Guest:
         env = Env(self)
 
         def run() -> int | None:
-            CURRENT.set(self.network)
+            CURRENT.set(lambda: self.network)
             return main(env, list(args))
 
         process = self.scheduler.spawn(run, name)
@@ -194,17 +195,24 @@ class Guest:
     @cached_property
     def network(self) -> Network:
         """What guest.socket and guest.select stand on in this guest's processes."""
+        from guest.stdlib.network import Network  # noqa: PLC0415 - only programs that use the look-alikes need it
+
         return Network(self.calls, self.platform.now)
 
     @cached_property
     def socket(self) -> Any:
         """The standard library's module `socket` over this guest, for whoever may call it."""
-        return guest_module("socket", lambda: self.network) if self.lookalikes is None else self.lookalikes("socket")
+        return self._lookalike("socket")
 
     @cached_property
     def select(self) -> Any:
         """The standard library's module `select` over this guest, likewise."""
-        return guest_module("select", lambda: self.network) if self.lookalikes is None else self.lookalikes("select")
+        return self._lookalike("select")
+
+    def _lookalike(self, name: str) -> Any:
+        from guest.stdlib.modules import guest_module  # noqa: PLC0415 - likewise
+
+        return guest_module(name, lambda: self.network) if self.lookalikes is None else self.lookalikes(name)
 
     def halt(self, status: int = 0) -> None:
         """Stop for good; what runs now ends its slice. The first call's status counts."""

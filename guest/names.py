@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 from guest.apps.env import Env
 from guest.config import Settings
 from guest.net.address import V4_LOOPBACK, V6_LOOPBACK, is_link_local, is_v4
-from guest.net.dhcp_lease import Lease
-from guest.net.dhcp_service import DhcpService
 from guest.net.dns import ResolveError, Resolver, Waiter
 from guest.net.dns_exchange import NODATA, NXDOMAIN
 from guest.net.hosts import plain
@@ -25,6 +23,7 @@ from guest.sys.sockaddr import ResolveError as NameFault
 
 if TYPE_CHECKING:
     from guest.kernel import Guest
+    from guest.net.dhcp_lease import Lease
 
 EAI_AGAIN = -3  # netdb.h: no server has answered
 
@@ -121,6 +120,8 @@ class GuestNames:
 
 def start_dhcp(guest: Guest, interface: Interface) -> int:
     """Look for a DHCP server on `interface`, which is up; 0 or an errno. Harmless where that is under way."""
+    from guest.net.dhcp_service import DhcpService  # noqa: PLC0415 - who has a static address does not load it
+
     for client in guest.dhcp_clients:
         if client.interface is interface:
             return client.start()

@@ -26,7 +26,7 @@ ORDER = [
     "ping_end", "raw", "ports", "udp", "tcp.segment", "tcp.state", "tcp.timers", "tcp.congestion", "tcp.rtt",
     "tcp.buffers", "tcp.scoreboard", "tcp.secrets", "tcp.settings", "tcp.tcb", "tcp.sender", "tcp.loss", "tcp.receiver",
     "tcp.connection", "tcp.listener", "tcp.timewait", "tcp.ports", "tcp.endpoint", "tcp.layer", "stack",
-    "dhcp_wire", "dhcp_lease", "dhcp", "dhcp_service", "dns_wire", "dns_exchange", "hosts", "dns",
+    "dhcp_wire", "dhcp_lease", "dhcp", "dhcp_service", "dns_wire", "dns_exchange", "dns_stream", "hosts", "dns",
 ]  # fmt: skip
 OUTSIDE = {"guest._native", "hw.abi.virtio_net"}  # the optional C, and the data sheet
 

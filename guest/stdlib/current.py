@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,17 @@ if TYPE_CHECKING:
     from guest.stdlib.network import Network
 
 # Set by the kernel at the start of each process; a greenlet has a context of its own, and so has every other thread.
-CURRENT: ContextVar[Network] = ContextVar("guest.network")
+# A function, because most programs never ask.
+CURRENT: ContextVar[Callable[[], Network]] = ContextVar("guest.network")
 
 
 def current() -> Network:
     """The network of the guest whose process this is. Raises RuntimeError elsewhere."""
     try:
-        return CURRENT.get()
+        network = CURRENT.get()
     except LookupError:
         raise RuntimeError(
             "there is no current guest: guest.socket and guest.select are for programs that run in a guest; outside "
             "use machine.guest.socket, or vring.socket"
         ) from None
+    return network()
