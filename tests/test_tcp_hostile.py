@@ -111,6 +111,35 @@ def first_gap(model: dict[int, int]) -> int:
     return at
 
 
+def test_h61_a_fin_that_stands_where_data_is_ends_nothing() -> None:
+    world = World()
+    peer, end = world.established()
+    peer.sends("P.", seq=1, data=b"abcdef")
+    peer.sends("P.", seq=20, data=b"later")
+
+    peer.sends("F.", seq=6)
+    peer.sends("F.", seq=22)
+
+    end.is_in("ESTABLISHED")
+    peer.drains()
+    peer.sends("P.", seq=7, data=b"ghijklmnopqrs")
+    peer.sends("F.", seq=25)
+    end.reads(b"abcdefghijklmnopqrslater")
+    end.reads_end()
+
+
+def test_h61_data_before_its_turn_does_not_reach_behind_a_fin_before_its_turn() -> None:
+    world = World()
+    peer, end = world.established()
+    peer.sends("FP.", seq=4, data=b"def")
+
+    peer.sends("P.", seq=1, data=b"abcdefghi")
+
+    end.reads(b"abcdef")
+    end.reads_end()
+    end.is_in("CLOSE_WAIT")
+
+
 def test_h61_an_acknowledgement_of_what_was_never_sent_changes_nothing() -> None:
     peer, end = World().established()
     end.writes(b"abc")

@@ -161,6 +161,11 @@ class ReceiveBuffer:
         """Whether something came before its turn."""
         return bool(self._blocks)
 
+    @property
+    def last(self) -> int:
+        """Behind the last byte that is here, in order or before its turn."""
+        return self._blocks[-1].end if self._blocks else self.end
+
     # -- writing -------------------------------------------------------------------------------------------------
 
     def append(self, view: memoryview, pinned: int, keep: object) -> None:

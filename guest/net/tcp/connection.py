@@ -262,10 +262,10 @@ class Connection(Receiver):
         elif length or flags & FIN:
             self.ack_now = True  # it came before, or comes behind the FIN
             return
-        if flags & FIN and self.peer_fin is None and seq + length <= self.rcv_adv:
+        if flags & FIN and self.peer_fin is None and self.rcv.last <= seq + length <= self.rcv_adv:
             self.finished(seq + length)
         elif flags & FIN:
-            self.ack_now = True
+            self.ack_now = True  # it came before, or beyond the window, or stands where data is: that cannot be
         if self.peer_fin is not None and (self.rcv_nxt > self.peer_fin or self.take_fin()):
             self._fin_arrives(now)
 

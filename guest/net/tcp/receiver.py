@@ -40,7 +40,7 @@ class Receiver(LossRecovery):
             self.counters["rx_duplicate_bytes"] += skip
             seq += skip
             length -= skip
-        beyond = seq + length - self.rcv_adv
+        beyond = seq + length - (self.rcv_adv if self.peer_fin is None else min(self.rcv_adv, self.peer_fin))
         if beyond > 0:
             beyond = min(beyond, length)
             self.counters["rx_beyond_window_bytes"] += beyond
