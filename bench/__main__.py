@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench import hook, hub, ring, tap_ping, udp_echo
+from bench import hook, hub, pytcp, ring, tap_ping, tcp, udp_echo
 from bench.harness import Figure, spread
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,13 +31,17 @@ def main() -> int:
     why = tap_ping.missing()
     parts = [("ring", ring.measure), ("hub", hub.measure), ("hook", hook.measure)]
     if not why:
-        parts += [("ping over TAP", tap_ping.measure), ("UDP echo over TAP", udp_echo.measure)]
+        parts += [
+            ("ping over TAP", tap_ping.measure), ("UDP echo over TAP", udp_echo.measure), ("TCP over TAP", tcp.measure),
+        ]  # fmt: skip
     for name, measure in parts:
         with console.status(f"measuring: {name}"):
             figures += measure(words.rounds, words.scale)
     console.print(table(figures))
     if why:
-        console.print(f"left out: ping and UDP echo over TAP ({why})")
+        console.print(f"left out: ping, UDP echo and TCP over TAP ({why})")
+    elif pytcp.missing():
+        console.print(f"left out: TCP beside another stack ({pytcp.missing()})")
     RESULTS.mkdir(exist_ok=True)
     where = RESULTS / "latest.json"
     where.write_text(

@@ -98,8 +98,18 @@ def _configure(guest: Guest, options: BootOptions) -> None:
 
 def _stack_init(guest: Guest, options: BootOptions) -> Stack:
     """The stack, its loopback carried by the device `lo`, and its events told to the log."""
-    config = NetConfig(ipv6=options.ip6)
+    config = NetConfig(
+        ipv6=options.ip6,
+        forwarding=bool(guest.config.forwarding),
+        membership=bool(guest.config.membership),
+        tcp=guest.config.tcp(),
+    )
     stack = Stack(now=guest.platform.now, rng=guest.platform.rng, config=config, log=guest.log.write)
+    if options.settings.guard:
+        from guest.net.guard import Guard  # noqa: PLC0415 - without rules it is not loaded
+
+        stack.guard = guard = Guard([options.settings.guard])
+        guest.log.write(f"stage 1: guard: {len(guard)} rules")
     guest.lo = lo = Loopback(guest.services)
     guest.grid.add_link(lo)
     lo.receiver = stack.loopback.input
@@ -115,6 +125,7 @@ def _stack_init(guest: Guest, options: BootOptions) -> Stack:
             guest.resolver.set_servers("routers", stack.dns_servers)
 
     stack.loopback.link.transmit = through_lo
+    stack.loopback.queue = lo
     stack.subscribe(tell)
     return stack
 

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from guest import boot
 from guest.apps import programs
@@ -32,16 +34,20 @@ from guest.drivers.registry import DriverGrid
 from guest.fe import FrontEnd
 from guest.log import BootLog, describe
 from guest.net.device import NetDevice
-from guest.net.dhcp_service import DhcpService
 from guest.net.dns import Resolver
 from guest.net.stack import Stack
 from guest.ni import NetworkInterface
 from guest.ol import Outlets
 from guest.platform import Platform
 from guest.services import Services
+from guest.stdlib.current import CURRENT
 from guest.sys.calls import Calls
 from guest.sys.scheduler import EX_SOFTWARE, Process, Scheduler
 from guest.xen.domain import Domain
+
+if TYPE_CHECKING:
+    from guest.net.dhcp_service import DhcpService
+    from guest.stdlib.network import Network
 
 
 class Guest:
@@ -69,6 +75,7 @@ class Guest:
         ni: the network interface at FE/0, once `setup` has made it.
         dhcp_clients: one for each interface that looks for its address; see `dhcp`.
         calls: the system calls.
+        lookalikes: makes `socket` and `select` for callers that are no guest processes; None for the guest's own.
         init: process 1.
         panic: the exception that killed the kernel, if one did.
         leaks: what `close` found not given back, one line each.
@@ -110,6 +117,7 @@ class Guest:
         self.exit_status = 0
         self.panic: Exception | None = None
         self.leaks: list[str] = []
+        self.lookalikes: Callable[[str], ModuleType] | None = None
         self._closed = False
 
     # -- the machine's side --------------------------------------------------------------------------------------
@@ -178,9 +186,36 @@ class Guest:
         else:
             name, main = getattr(program, "__name__", "program"), program
         env = Env(self)
-        process = self.scheduler.spawn(lambda: main(env, list(args)), name)
+
+        def run() -> int | None:
+            CURRENT.set(lambda: self.network)
+            return main(env, list(args))
+
+        process = self.scheduler.spawn(run, name)
         env.process = process
         return process
+
+    @cached_property
+    def network(self) -> Network:
+        """What guest.socket and guest.select stand on in this guest's processes."""
+        from guest.stdlib.network import Network  # noqa: PLC0415 - only programs that use the look-alikes need it
+
+        return Network(self.calls, self.platform.now)
+
+    @cached_property
+    def socket(self) -> Any:
+        """The standard library's module `socket` over this guest, for whoever may call it."""
+        return self._lookalike("socket")
+
+    @cached_property
+    def select(self) -> Any:
+        """The standard library's module `select` over this guest, likewise."""
+        return self._lookalike("select")
+
+    def _lookalike(self, name: str) -> Any:
+        from guest.stdlib.modules import guest_module  # noqa: PLC0415 - likewise
+
+        return guest_module(name, lambda: self.network) if self.lookalikes is None else self.lookalikes(name)
 
     def halt(self, status: int = 0) -> None:
         """Stop for good; what runs now ends its slice. The first call's status counts."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from guest.apps.env import Env
 from guest.config import Settings
-from guest.net.dhcp import Lease
-from guest.net.dhcp_service import DhcpService
+from guest.net.address import V4_LOOPBACK, V6_LOOPBACK, is_link_local, is_v4
 from guest.net.dns import ResolveError, Resolver, Waiter
 from guest.net.dns_exchange import NODATA, NXDOMAIN
+from guest.net.hosts import plain
 from guest.net.interface import Interface
 from guest.sys.calls import Calls
 from guest.sys.constants import AF_INET, AF_INET6
@@ -23,6 +23,7 @@ from guest.sys.sockaddr import ResolveError as NameFault
 
 if TYPE_CHECKING:
     from guest.kernel import Guest
+    from guest.net.dhcp_lease import Lease
 
 EAI_AGAIN = -3  # netdb.h: no server has answered
 
@@ -34,6 +35,7 @@ def resolver_init(guest: Guest, settings: Settings) -> Resolver:
         now=guest.platform.now,
         rng=guest.platform.rng,
         open_endpoint=stack.udp.open,
+        open_stream=stack.tcp.open,
         timers=guest.services.timers,
         reachable=lambda address: stack.ip.hop(address) is not None,
     )
@@ -47,24 +49,79 @@ def calls_init(guest: Guest) -> Calls:
     """The system calls, which know names and can start DHCP."""
     calls = Calls(guest.scheduler, guest.stack, now=guest.platform.now)
 
-    def find(name: str, family: int) -> int:
+    calls.names = names = GuestNames(guest)
+
+    def dhcp(interface: Interface) -> None:
+        check(start_dhcp(guest, interface))
+
+    calls.resolver = lambda name, family: names.addresses(name, family)[0]
+    calls.dhcp = dhcp
+    return calls
+
+
+class GuestNames:
+    """What the resolver and the guest itself know; `guest.sys.name_calls.Names`.
+
+    The host's own name, where the hosts table does not have it, means its addresses, or the loopback where it has none.
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+
+    @property
+    def hostname(self) -> str:
+        """What the host is called."""
+        return self._guest.hostname
+
+    @hostname.setter
+    def hostname(self, name: str) -> None:
+        self._guest.hostname = name
+
+    def addresses(self, name: str, family: int) -> list[int]:
+        """See `Names`."""
+        guest = self._guest
+        version = {AF_INET: 4, AF_INET6: 6}.get(family, 0)
+        if plain(name) == plain(guest.hostname) and guest.resolver.hosts.lookup(name) is None:
+            found = [address for address in self._own() if version in (0, 4 if is_v4(address) else 6)]
+            if found:
+                return guest.resolver.in_order(found)
         try:
-            return guest.resolver.resolve(_waiter(guest), name, {AF_INET: 4, AF_INET6: 6}.get(family, 0))[0]
+            return guest.resolver.resolve(_waiter(guest), name, version)
         except ResolveError as error:
             if error.error in (NXDOMAIN, NODATA):
                 raise NameFault(EAI_NONAME, "Name or service not known") from None
             raise NameFault(EAI_AGAIN, "Temporary failure in name resolution") from None
 
-    def dhcp(interface: Interface) -> None:
-        check(start_dhcp(guest, interface))
+    def name_of(self, address: int) -> str | None:
+        """See `Names`."""
+        guest = self._guest
+        if guest.resolver.hosts.reverse(address) is None and address in self._own():
+            return guest.hostname
+        waiter = _waiter(guest)
+        query = guest.resolver.reverse(address, lambda _query: waiter.wake())
+        try:
+            waiter.wait(lambda: query.done)
+        finally:
+            query.cancel()
+        return query.answer.names[0] if query.answer is not None and query.answer.names else None
 
-    calls.resolver = find
-    calls.dhcp = dhcp
-    return calls
+    def _own(self) -> list[int]:
+        """The addresses by which others may know this host; those of the loopback where there are none."""
+        stack = self._guest.stack
+        own = [
+            prefix.address
+            for interface in stack.interfaces
+            if interface is not stack.loopback
+            for prefix in interface.addresses
+            if not is_link_local(prefix.address)
+        ]
+        return own or [V4_LOOPBACK, V6_LOOPBACK]
 
 
 def start_dhcp(guest: Guest, interface: Interface) -> int:
     """Look for a DHCP server on `interface`, which is up; 0 or an errno. Harmless where that is under way."""
+    from guest.net.dhcp_service import DhcpService  # noqa: PLC0415 - who has a static address does not load it
+
     for client in guest.dhcp_clients:
         if client.interface is interface:
             return client.start()

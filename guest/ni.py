@@ -32,6 +32,7 @@ class NetworkInterface:
         fe.bind_ni(self)
         self.fe = fe
         self.interface: Interface = stack.add_interface(fe.name, fe.mac, fe.mtu, self._output)
+        self.interface.queue = fe.device
         fe.link_changed = self._link_changed
         self._link_changed()
 

@@ -12,7 +12,7 @@ from scapy.layers.dns import DNS, DNSQR, DNSRR, DNSRRSOA
 from guest.net.address import format_address, parse_address
 from guest.net.dns import Query, Resolver
 from guest.net.dns_exchange import DnsConfig
-from guest.net.endpoint import Datagram, Endpoint
+from guest.net.endpoint import Datagram, MessageEndpoint
 from guest.net.hosts import Hosts
 from guest.net.pbuf import PacketBuffer
 from guest.services import Timers
@@ -31,7 +31,7 @@ class Clock:
         return self.now
 
 
-class End(Endpoint):
+class End(MessageEndpoint):
     """A UDP endpoint whose other side is the test."""
 
     def __init__(self, net: Net, family: int) -> None:
@@ -77,6 +77,8 @@ class End(Endpoint):
         src = self.remote[0] if source is None else parse_address(source)
         packet = PacketBuffer.from_bytes(bytes(raw))
         self.deliver(Datagram(packet, src, port, 0, self.local[1], None, 64, 0, 0, 0))  # type: ignore[arg-type]
+        if self.on_ready is not None:
+            self.on_ready()
 
     def answers(self, *records: DNSRR, **fields: Any) -> None:
         """The server's answer to the query arrives."""
@@ -101,7 +103,7 @@ class Net:
         )  # fmt: skip
         self.resolver.set_servers("static", [parse_address(one) for one in servers or (SERVER,)], search)
 
-    def _open(self, family: int) -> Endpoint:
+    def _open(self, family: int) -> MessageEndpoint:
         end = End(self, family)
         self.open.append(end)
         return end

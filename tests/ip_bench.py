@@ -26,7 +26,8 @@ UDP_NUMBER = 17
 class FakeInterface:
     """Below the engine: writes down what it is to send."""
 
-    def __init__(self, *addresses: str, mtu: int = 1500, bare: bool = False) -> None:
+    def __init__(self, *addresses: str, mtu: int = 1500, bare: bool = False, name: str = "") -> None:
+        self.name = name
         self.addresses: list[Prefix] = []
         for text in addresses:
             address, _, length = text.partition("/")
@@ -52,9 +53,9 @@ class Bench:
     def __init__(self, seed: int = 3, config: NetConfig | None = None) -> None:
         self.clock = Clock()
         self.engine = IpEngine([Ipv4(), Ipv6()], rng=random.Random(seed), config=config or NetConfig(), now=self.clock)
-        self.eth0 = FakeInterface("10.0.0.1/24", "2001:db8::1/64", "fe80::1/64")
-        self.eth1 = FakeInterface("192.168.1.1/24", "192.168.1.2/24", "2001:db8:1::1/64", "fe80::2/64")
-        self.lo = FakeInterface("127.0.0.1/8", "::1/128", mtu=65536, bare=True)
+        self.eth0 = FakeInterface("10.0.0.1/24", "2001:db8::1/64", "fe80::1/64", name="eth0")
+        self.eth1 = FakeInterface("192.168.1.1/24", "192.168.1.2/24", "2001:db8:1::1/64", "fe80::2/64", name="eth1")
+        self.lo = FakeInterface("127.0.0.1/8", "::1/128", mtu=65536, bare=True, name="lo")
         self.interfaces: Sequence[FakeInterface] = (self.lo, self.eth0, self.eth1)
         self.engine.loopback = self.lo
         self.engine.default = self.eth0

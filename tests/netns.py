@@ -32,6 +32,11 @@ class Namespace:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    @property
+    def path(self) -> str:
+        """Where other programs find it, to move interfaces into it."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
     @contextmanager
     def entered(self) -> Iterator[None]:
         """This thread, and the processes that it starts, are in the namespace."""

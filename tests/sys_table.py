@@ -21,11 +21,21 @@ class Socket(str):
 
 
 class To(NamedTuple):
-    """The address of a socket; `host` instead of its own, `tail` for flow and scope."""
+    """The address of a socket; `host` instead of its own."""
 
     of: Socket
     host: str | None = None
-    tail: tuple[int, ...] = ()
+
+    def told(self, host: str, port: int, *tail: int) -> tuple[Any, ...]:
+        """What stands for this where that is the socket's address."""
+        return (host if self.host is None else self.host, port, *tail)
+
+
+class To4(To):
+    """The same for a socket of IPv4, whose addresses are pairs."""
+
+    def told(self, host: str, port: int, *tail: int) -> tuple[Any, ...]:
+        return super().told(host, port)
 
 
 class AsBytes(NamedTuple):
@@ -173,12 +183,12 @@ NAMING: list[Row] = [
             ("setsockopt", B, SOL_SOCKET, SO_REUSEPORT, 1), ("bind", B, To(A)), ("getsockname", B),
         ],
     ),
-    ("a dual socket takes the v4 port as well", [udp6(A), ("bind", A, ("::", 0)), udp(B), ("bind", B, To(A, ""))]),
+    ("a dual socket takes the v4 port as well", [udp6(A), ("bind", A, ("::", 0)), udp(B), ("bind", B, To4(A, ""))]),
     (
         "with IPV6_V6ONLY it does not",
         [
             udp6(A), ("setsockopt", A, IPPROTO_IPV6, IPV6_V6ONLY, 1), ("bind", A, ("::", 0)), udp(B),
-            ("bind", B, To(A, "")),
+            ("bind", B, To4(A, "")),
         ],
     ),
     ("bind v6 to a mapped address", [udp6(A), ("bind", A, ("::ffff:127.0.0.1", 0)), ("getsockname", A)]),
@@ -266,7 +276,7 @@ SENDING: list[Row] = [
          ("send", A, b"three"), ("recv", B, 9, NOW)],
     ),
     ("MSG_MORE without a peer", [udp(A), ("send", A, b"x", MSG_MORE)]),
-    ("v4 to a dual socket", [udp6(B), ("bind", B, ("::", 0)), *bound(A), ("sendto", A, b"x", To(B, "127.0.0.1")),
+    ("v4 to a dual socket", [udp6(B), ("bind", B, ("::", 0)), *bound(A), ("sendto", A, b"x", To4(B, "127.0.0.1")),
                              ("recvfrom", B, 9, NOW)]),
     ("a dual socket to v4", [udp6(A), *bound(B), ("sendto", A, b"x", To(B, "::ffff:127.0.0.1")), ("recv", B, 9, NOW)]),
     ("v6only to v4", [udp6(A), ("setsockopt", A, IPPROTO_IPV6, IPV6_V6ONLY, 1),

@@ -48,6 +48,21 @@ class World:
             self.settle()
         self.clock.time = end
 
+    def block(self, ready: Callable[[], bool], timeout: int | None) -> bool:
+        """How a caller that is no process waits: time passes until `ready()`. For `Calls.block`."""
+        end = None if timeout is None else self.clock.time + timeout
+        self.settle()
+        while not ready():
+            due = [when for when in (self.timers.next_deadline(), self.stack.poll_at()) if when is not None]
+            if not due or (end is not None and min(due) > end):
+                if end is None:
+                    raise AssertionError("nothing is left that could end this wait")
+                self.clock.time = end
+                return False
+            self.clock.time = max(min(due), self.clock.time)
+            self.settle()
+        return True
+
     def start(self, main: Callable[[], object], name: str = "program") -> Process:
         """A process that runs `main`; it has not run yet."""
 

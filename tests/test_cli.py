@@ -203,6 +203,7 @@ EXPECTED = {
     "no-nic": ["front ends: 0", "no network card", "2 packets transmitted, 2 received"],
     "lossy-hub": ["50 packets transmitted", "rx_lost"],
     "udp-echo": ["3 sent, 3 echoed", "3 datagrams served"],
+    "tcp-echo": ["3 sent, 3 echoed", "echo: 19 bytes received", "nc: 8 bytes sent, 6 received", "welcome"],
     "device-config": ["52:54:00:12:34:56", "address 192.168.1.7", "gateway 192.168.1.1", "eth0 is up"],
 }
 
@@ -253,6 +254,20 @@ def test_two_guests_ping_and_an_outlet_sees_the_same_frames() -> None:
         assert f"\n{queue}  " in said.stdout
     assert "counters of bob" in said.stdout
     assert max(len(line) for line in said.stdout.splitlines() if "│ [" not in line) <= 100, "only log lines are longer"
+
+
+def test_e19_the_board_qemu_user_has_the_usual_addresses_and_reaches_its_gateway(vring) -> None:
+    said = vring("boot", "qemu-user", "--exit-status")
+
+    assert (said.status, said.err) == (0, "")
+    for expected in (
+        "address 10.0.2.15, netmask 255.255.255.0, gateway 10.0.2.2",
+        "64 bytes from 10.0.2.2: icmp_seq=3",
+        "3 packets transmitted, 3 received, 0% packet loss",
+        "5 bytes from 10.0.2.2 port 7: seq=1",
+        "3 sent, 3 echoed",
+    ):
+        assert re.search(f"^guest +│ .*{re.escape(expected)}", said.out, re.MULTILINE), expected
 
 
 # -- signals and pipes -----------------------------------------------------------------------------------------------

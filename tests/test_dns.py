@@ -385,26 +385,6 @@ def test_a_truncated_answer_gives_what_came_and_says_so() -> None:
     assert shown(query) == "TRUNCATED"
 
 
-def test_the_stream_is_asked_for_the_rest() -> None:
-    net = Net()
-    asked: list[tuple[int, bytes]] = []
-    replies: list[bytes | None] = [None, b"junk"]
-
-    def stream(server: int, data: bytes, reply: object) -> None:
-        asked.append((server, data))
-        last = bytes(answer(DNS(data), a("www.example.org", "192.0.2.1"), a("www.example.org", "192.0.2.2")))
-        reply(replies.pop(0) if replies else last)  # type: ignore[operator]
-
-    net.resolver.stream = stream
-    results = []
-    for _ in range(3):
-        query = net.ask("www.example.org")
-        net.last.answers(a("www.example.org", "192.0.2.1"), tc=1)
-        results.append(shown(query))
-    assert results == ["192.0.2.1", "192.0.2.1", "192.0.2.1 192.0.2.2"]
-    assert asked[-1] == (parse_address(SERVER), net.last.sent[-1])
-
-
 # -- the cache -----------------------------------------------------------------------------------------------------
 
 

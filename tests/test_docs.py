@@ -2,8 +2,8 @@
 
 A ```python block runs by itself in an empty folder that has `fixtures/` in it; a ```text block right behind it is what
 it prints. In a ```console block each `$ vring …` runs through the command's entry point, and the lines below are what
-it prints; `$ echo $?` is its exit status. `…` stands for any text, and on a line of its own for any lines. Blocks that
-need root, a terminal or a built environment say `console no-run`.
+it prints; `$ vring run …` runs in a process of its own. `$ echo $?` is the exit status. `…` stands for any text, and on
+a line of its own for any lines. Blocks that need root, a terminal or a built environment say `console no-run`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import inspect
 import io
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -133,6 +135,13 @@ def test_a_command_prints_what_is_shown(block: Block) -> None:
         said = io.StringIO()
         if words == ["echo", "$?"]:
             said.write(f"{status}\n")
+        elif words[:2] == ["vring", "run"]:  # which would put another program in this one's place
+            done = subprocess.run(
+                [sys.executable, "-c", "from vring.cli import main; main()", *words[1:]],
+                capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            said.write(done.stdout + done.stderr)
+            status = done.returncode
         else:
             assert words[0] == "vring", f"{block}: only vring is run here; mark the block `console no-run`"
             with (
@@ -350,10 +359,10 @@ def test_fixtures_are_described() -> None:
 NUMBERS = {
     "P": (1, 3, 4, 5, 6),
     "A": range(1, 20),
-    "B": (1, 2, 3, 4, 6, 7, *range(12, 18)),
-    "C": (1, *range(4, 18), *range(20, 24)),
-    "D": (1, 2, 3, 4, 9, 18, 19, 21, 22),
-    "E": (*range(1, 12), 17, 18, *range(20, 25), *range(26, 29), *range(40, 44), 56),
+    "B": (*range(1, 9), *range(12, 18)),
+    "C": (1, *range(4, 18), *range(20, 28)),
+    "D": (1, 2, 3, 4, 9, 11, 17, 18, 19, 21, 22),
+    "E": (*range(1, 12), *range(17, 25), *range(26, 29), 33, *range(40, 44), 45, 56),
     "H": (*range(1, 14), *range(21, 27), 29, *range(31, 40), *range(50, 58), *range(63, 66)),
 }
 

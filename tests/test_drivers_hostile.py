@@ -10,8 +10,9 @@ from collections import deque
 
 import pytest
 
+from guest.drivers.retry import RETRY_MAX
 from guest.drivers.virtio_mmio import MmioSlot, TransportError
-from guest.drivers.virtio_net import IDLE_IRQ_MAX, RETRY_MAX, WANTED, VirtioNetDriver
+from guest.drivers.virtio_net import IDLE_IRQ_MAX, WANTED, VirtioNetDriver
 from guest.net.device import IFF_RUNNING
 from guest.net.pbuf import PacketBuffer
 from hw.abi import virtio as abi

@@ -258,7 +258,10 @@ def test_idle_ends_after_its_time(board: Board) -> None:
 def test_each_guest_has_a_table_of_programs_of_its_own() -> None:
     table = programs()
     table["mine"] = table["ping"]
-    assert sorted(programs()) == ["idle", "ifconfig", "ip", "nslookup", "ping", "sniff", "ss", "udpecho"]
+    assert sorted(programs()) == [
+        "discard", "echo", "echoclient", "guard", "idle", "ifconfig", "ip", "nc", "nslookup", "ping", "sniff", "ss",
+        "udpecho",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

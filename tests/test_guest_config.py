@@ -37,7 +37,9 @@ def configured(board: Board, config: GuestConfig | None, words: str = "", **opti
 
 def test_the_defaults() -> None:
     assert asdict(GuestConfig()) == {
-        "rx_ring": 256, "tx_ring": 128, "mtu": 1500, "tcp_window": 65535, "retries": 5, "keepalive": 7_200_000,
+        "rx_ring": 256, "tx_ring": 128, "mtu": 1500, "tcp_window": 65535, "tcp_window_max": 6 << 20,
+        "tcp_profile": "full", "retries": 5, "keepalive": 7_200_000,
+        "forwarding": 0, "membership": 1,
     }  # fmt: skip
 
 
@@ -134,11 +136,6 @@ def test_c23_the_mtu_of_eth0(board: Board, config: GuestConfig | None, words: st
     guest = configured(board, config, f"{words} {STATIC}", mtu=card)
     assert guest.ni is not None
     assert guest.ni.interface.mtu == mtu
-
-
-def test_tcp_values_are_kept_for_tcp(board: Board) -> None:
-    guest = configured(board, None, "net.tcp_window=16384 net.retries=3 net.keepalive=60000")
-    assert (guest.config.tcp_window, guest.config.retries, guest.config.keepalive) == (16384, 3, 60000)
 
 
 def test_other_words_are_left_alone() -> None:

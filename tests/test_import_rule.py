@@ -47,6 +47,7 @@ GUEST_LAYERS = (
     ("guest.drivers",),
     ("guest.fe",),
     ("guest.ni", "guest.ol", "guest.sys"),
+    ("guest.stdlib", "guest.socket", "guest.select"),
     ("guest.config",),
     ("guest.cmdline", "guest.names", "guest.init", "guest.boot", "guest.kernel", "guest.apps"),
 )
@@ -57,7 +58,10 @@ WORLD = (
     "_thread", "asyncio", "concurrent", "multiprocessing", "secrets", "select", "selectors", "signal", "socket",
     "socketserver", "ssl", "subprocess", "threading", "time", "uuid",
 )  # fmt: skip
-DOORS = ("hw.clock", "hw.loop", "hw.host_files", "hw.wire.tap", "hw.wire.packet", "vring.cli", "vring.home")
+DOORS = (
+    "hw.clock", "hw.loop", "hw.host_files", "hw.wire.tap", "hw.wire.packet", "vring.cli", "vring.home",
+    "vring.lookalike", "vring.run",
+)  # fmt: skip
 
 
 def above(layers: tuple[tuple[str, ...], ...]) -> Iterator[Rule]:

@@ -320,6 +320,52 @@ def test_h55_a_quote_of_a_protocol_that_nobody_handles_lowers_nothing(family: Fa
     assert host.count(family.layer, "rx_ignored_no_port") == 1
 
 
+def test_h55_a_raw_end_hears_of_every_error_but_that_proves_nothing(family: Family) -> None:
+    host = family.host()
+    _, request = sent_request(host, family, bytes(1400))
+    foreign = spoiled(family)["another identifier"][0](request)
+    raw = host.stack.raw.open(family.number, family.protocol)
+    raw.options.recverr = True
+    host.receive(family.icmp(*TOO_BIG[family.number], 1300, foreign[:500], src=family.router))
+    assert [error.mtu for error in raw.errors] == [1300]
+    assert len(host.stack.ip.path_mtus) == 0, "no packet was sent under that identifier"
+    host.receive(family.icmp(*TOO_BIG[family.number], 1300, request[:500], src=family.router))
+    assert host.stack.ip.path_mtu(parse_address(family.far)) == 1300
+
+
+@pytest.mark.parametrize("own_header", [False, True])
+def test_h55_what_a_raw_end_has_sent_is_remembered_though_it_is_closed(family: Family, own_header: bool) -> None:
+    host = family.host()
+    message = bytes((13, 0)) + b"raw end's" + bytes(1400)
+    if own_header:
+        message = bytes(family.packet(Raw(message), family.ours, family.far, proto=family.protocol))[14:]
+    raw = host.stack.raw.open(family.number, 255 if own_header else family.protocol)
+    assert raw.send([message], (parse_address(family.far), 0)) == 0
+    (frame,) = host.take()
+    quote = frame[14:500]
+    at = family.header + 5
+    for never in (quote[:at] + b"?" + quote[at + 1 :], quote[: family.header - 1] + b"?" + quote[family.header :]):
+        host.receive(family.icmp(*TOO_BIG[family.number], 1300, never, src=family.router))
+    assert len(host.stack.ip.path_mtus) == 0
+    raw.close()
+    host.receive(family.icmp(*TOO_BIG[family.number], 1300, quote, src=family.router))
+    assert host.stack.ip.path_mtu(parse_address(family.far)) == 1300
+
+
+def test_h55_packets_of_raw_ends_are_remembered_as_far_as_they_are_large_and_256_at_most(family: Family) -> None:
+    host = family.host()
+    raw = host.stack.raw.open(family.number, 253)
+    quotes = []
+    for number, size in enumerate([1400] * 2 + [503] * 300 + [504] * 255):
+        assert raw.send([number.to_bytes(8, "big"), bytes(size)], (parse_address(family.far), 0)) == 0
+        quotes.append(host.take()[0][14:500])
+    for forgotten in (quotes[0], quotes[2]):
+        host.receive(family.icmp(*TOO_BIG[family.number], 1300, forgotten, src=family.router))
+    assert len(host.stack.ip.path_mtus) == 0
+    host.receive(family.icmp(*TOO_BIG[family.number], 1300, quotes[1], src=family.router))
+    assert host.stack.ip.path_mtu(parse_address(family.far)) == 1300
+
+
 def test_a_neighbour_that_does_not_answer_is_an_error_at_the_port(family: Family) -> None:
     host = family.host()
     port = host.stack.icmp.open_echo()

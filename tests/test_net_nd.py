@@ -27,6 +27,7 @@ from tests.net_world import OUR_MAC, PEER_MAC, Clock, Host, fragments, join
 from tests.net_world6 import (
     ALL_NODES,
     OUR_IP6,
+    OUR_LINK,
     PEER_IP6,
     PEER_LINK,
     ROUTER,
@@ -147,6 +148,40 @@ def test_a_claim_to_our_address_is_a_conflict_and_is_never_believed(host: Host) 
     assert events == [("conflict", (parse_address(OUR_IP6), PEER))]
     assert host.count("nd", "rx_conflicts") == 1
     assert cache(host) == {}
+
+
+@pytest.mark.parametrize("made_of", ["advertisement", "advertisement, no link address", "solicitation"])
+def test_h56_a_claim_that_comes_from_our_very_address_is_a_conflict_too(host: Host, made_of: str) -> None:
+    events: list[tuple[str, object]] = []
+    host.stack.subscribe(lambda event, interface, detail: events.append((event, detail)))
+    claim, mac = {
+        "advertisement": (answer(OUR_IP6, dst=ALL_NODES, S=0), PEER),
+        "advertisement, no link address": (to_group(ICMPv6ND_NA(tgt=OUR_IP6), ALL_NODES, OUR_IP6), MAC_ZERO),
+        "solicitation": (ask(OUR_LINK, src=OUR_IP6), PEER),
+    }[made_of]
+    host.receive(claim)
+    assert events == [("conflict", (parse_address(OUR_IP6), mac))]
+    assert host.count("nd", "rx_conflicts") == 1
+    assert (host.count("ip", "rx_dropped_source"), cache(host), host.take()) == (1, {}, []), "and nothing else happens"
+
+
+def test_what_else_comes_from_our_address_is_no_conflict(host: Host) -> None:
+    events: list[str] = []
+    host.stack.subscribe(lambda event, interface, detail: events.append(event))
+    meet6(host)
+    broken = bytearray(bytes(answer(OUR_IP6, dst=ALL_NODES, S=0)))
+    broken[-1] ^= 1
+    host.receive(
+        answer(OUR_IP6, OUR_MAC, dst=ALL_NODES, S=0),  # our own one, come back
+        ask(PEER_IP6, src=OUR_IP6, mac=OUR_MAC),
+        to_group(ICMPv6ND_NS(tgt=PEER_IP6), solicited(OUR_IP6), OUR_IP6),  # does not say whose it is
+        hlim(answer(OUR_IP6, dst=ALL_NODES, S=0), 254),  # from behind a router
+        broken,
+        to_group(ICMPv6ND_NA(tgt=PEER_IP6, O=1) / ICMPv6NDOptDstLLAddr(lladdr=ROUTER_MAC), ALL_NODES, OUR_IP6),
+        to_group(ICMPv6EchoRequest(), ALL_NODES, OUR_IP6),
+    )
+    assert (events, cache(host), host.take()) == ([], {PEER_IP6: PEER}, [])
+    assert host.count("ip", "rx_dropped_source") == 6
 
 
 def test_h56_floods_fill_nothing_or_not_more_than_256(host: Host) -> None:

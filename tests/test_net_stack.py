@@ -286,13 +286,25 @@ def test_the_mtu_can_be_changed() -> None:
     host = Host()
     host.meet()
     host.eth.set_mtu(600)
-    host.receive(echo_request(bytes(800)))
-    assert host.eth.counters["rx_dropped_overlong"] == 1
     host.stack.icmp.open_echo().send(PEER_IP, 1, bytes(573))
     assert [len(frame) - 14 for frame in host.take()] == [596, 25], "two fragments"
     for mtu in (67, 65537):
         with pytest.raises(ValueError):
             host.eth.set_mtu(mtu)
+
+
+def test_e7_a_lowered_mtu_bounds_what_is_sent_not_what_the_device_takes_in() -> None:
+    host = Host()
+    host.meet()
+    for lowered in (600, 2000, 1500):
+        host.eth.set_mtu(lowered)
+        most = max(lowered, 1500)  # with the IP header; 4 more bytes are room for a tag
+        host.receive(echo_request(bytes(most - 28)))
+        assert max(len(frame) - 14 for frame in host.take()) <= lowered
+        assert host.eth.counters["rx_dropped_overlong"] == 0
+        host.receive(echo_request(bytes(most + 5 - 28)))
+        assert host.take() == []
+        assert host.eth.counters.pop("rx_dropped_overlong") == 1
 
 
 def test_promiscuous_frames_reach_hooks_but_not_ip() -> None:
@@ -315,9 +327,9 @@ def test_c4_the_trace_shows_every_stage_with_mapped_addresses() -> None:
     assert lines == [
         "ethernet: 52:54:00:00:00:02 > 52:54:00:00:00:01 0x0800",
         "ip: ::ffff:10.0.0.2 > ::ffff:10.0.0.1 protocol 1",
+        "icmp: type 8 code 0",
         "ip: ::ffff:10.0.0.1 > ::ffff:10.0.0.2 protocol 1",
         "ethernet: 52:54:00:00:00:01 > 52:54:00:00:00:02 0x0800",
-        "icmp: rx_echo_requests",
     ]
     lines.clear()
     host.receive(echo_request(dst="10.0.0.9"))

@@ -20,11 +20,10 @@ from guest.sys.constants import (
     AF_INET,
     AF_INET6,
     IPPROTO_ICMP,
-    IPPROTO_TCP,
     MSG_DONTWAIT,
     MSG_PEEK,
     MSG_TRUNC,
-    POLLIN,
+    SO_PROTOCOL,
     SO_RCVBUF,
     SOCK_DGRAM,
     SOCK_NONBLOCK,
@@ -32,7 +31,7 @@ from guest.sys.constants import (
     SOCK_STREAM,
     SOL_SOCKET,
 )
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile
 from tests.sys_world import World
 
 HERE = ("127.0.0.1", 7)
@@ -108,7 +107,7 @@ def test_what_exceeds_the_receive_buffer_is_dropped_newest_first_and_counted(wor
         calls.sendto(fd, bytes([number]) * 500, HERE)
         world.settle()
         file = calls.fds.file(fd)
-        assert isinstance(file, SocketFile)
+        assert isinstance(file, DatagramFile)
         assert file.endpoint.queued_bytes <= limit
 
     got = []
@@ -133,7 +132,7 @@ def test_after_closing_everything_nothing_is_left(world: World) -> None:
         ):  # fmt: skip
             fd = calls.socket(family, kind, protocol)
             file = calls.fds.file(fd)
-            assert isinstance(file, SocketFile)
+            assert isinstance(file, DatagramFile)
             refs.append(weakref.ref(file.endpoint))
             if kind == SOCK_DGRAM and not protocol:
                 calls.connect(fd, ("127.0.0.1" if family == AF_INET else "::1", 9))
@@ -185,43 +184,17 @@ def test_names_go_to_the_resolver(world: World, fd: int) -> None:
     assert world.calls.recv(fd, 1) == b"x"
 
 
-def test_a_transport_with_connections_plugs_in(world: World) -> None:
-    """The seam for SOCK_STREAM: an opener, and a file that listens and accepts."""
-
-    waiting: list[SocketFile] = []
-
-    class Stream(SocketFile):
-        def listen(self, backlog: int) -> None:
-            self.backlog = backlog
-
-        def accept(self) -> SocketFile | None:
-            return waiting.pop() if waiting else None
-
-        def poll(self) -> int:
-            return POLLIN if waiting else 0
-
+def test_another_transport_plugs_in(world: World) -> None:
+    """The seam for what brings sockets of its own: an opener."""
     calls = world.calls
+    calls.openers[SOCK_STREAM] = lambda _family, _protocol: "EPROTONOSUPPORT"
     with pytest.raises(OSError, match="Protocol not supported"):
         calls.socket(AF_INET, SOCK_STREAM)
-
-    def opener(family: int, _protocol: int) -> SocketFile:
-        return Stream(world.stack.udp.open(4), family, SOCK_STREAM, IPPROTO_TCP)
-
-    calls.openers[SOCK_STREAM] = opener
-    fd = calls.socket(AF_INET, SOCK_STREAM)
-    calls.listen(fd, 5)
-    accepted: list[tuple[int, object]] = []
-
-    def come() -> None:
-        world.scheduler.sleep(10)
-        one = opener(AF_INET, 0)
-        one.endpoint.connect(V4_LOOPBACK, 9)
-        waiting.append(one)
-        calls.fds.file(fd).notify()
-
-    world.run(lambda: accepted.append(calls.accept(fd, SOCK_NONBLOCK)), come)
-    assert accepted == [(4, ("127.0.0.1", 9))]
-    assert calls.get_timeout(4) == 0
+    calls.openers[SOCK_STREAM] = lambda family, protocol: DatagramFile(
+        world.stack.udp.open(4), family, SOCK_STREAM, protocol
+    )
+    fd = calls.socket(AF_INET, SOCK_STREAM, 77)
+    assert calls.getsockopt(fd, SOL_SOCKET, SO_PROTOCOL) == 77
 
 
 class Narrow(UdpEndpoint):
@@ -241,7 +214,7 @@ def test_a_sender_waits_for_room_and_holds_its_socket_meanwhile(world: World, fd
     calls = world.calls
     narrow = world.stack.udp.open(4)
     narrow.__class__ = Narrow
-    sock = calls.fds.install(SocketFile(narrow, AF_INET, SOCK_DGRAM, 17))
+    sock = calls.fds.install(DatagramFile(narrow, AF_INET, SOCK_DGRAM, 17))
     ended: list[int] = []
 
     def sender() -> None:

@@ -14,6 +14,7 @@ from guest.sys.constants import (
     F_GETFD,
     F_SETFD,
     FD_CLOEXEC,
+    IPPROTO_UDP,
     SOCK_CLOEXEC,
     SOCK_DGRAM,
     SOCK_STREAM,
@@ -118,7 +119,7 @@ def test_the_table_is_full_at_its_limit_and_nothing_leaks(world: World) -> None:
 
 def test_a_socket_that_cannot_be_made_takes_no_descriptor(world: World) -> None:
     with pytest.raises(OSError, match="Protocol not supported"):
-        world.calls.socket(AF_INET, SOCK_STREAM)
+        world.calls.socket(AF_INET, SOCK_STREAM, IPPROTO_UDP)
     assert world.calls.socket(AF_INET, SOCK_DGRAM) == 3
 
 

@@ -48,7 +48,15 @@ class Play:
             if not isinstance(result, str):
                 self.sockets[target] = result
                 result = "a socket"
+        elif name == "take":
+            result = self.kernel.take(*arguments) if arguments[0] is not None else "no socket"
+            if not isinstance(result, str):
+                self.sockets[target], result = result
+        elif name in ("fill", "drain"):
+            result = self._until_it_fails(name, self.sockets[target])
         elif name == "poll":
+            if any(one not in self.sockets for one, _ in target):
+                return (name, "no socket")
             result = self.kernel.call(name, [(self.sockets[one], events) for one, events in target], *arguments)
             result = [one[1] if isinstance(one, tuple) else one for one in result]
         elif name in ("raw_recv", "ping_recv"):
@@ -62,12 +70,18 @@ class Play:
         self._learn()
         return name, self._tame(result), *(bytes(one) for one in arguments if isinstance(one, bytearray))
 
+    def _until_it_fails(self, name: str, sock: Any) -> Any:
+        """Send, or receive, until that gives an error; which one."""
+        call: tuple[Any, ...] = ("send", sock, bytes(1 << 16)) if name == "fill" else ("recv", sock, 1 << 20)
+        while not isinstance(result := self.kernel.call(*call, sys_table.NOW), str) and result:
+            pass
+        return result
+
     def _resolve(self, argument: Any) -> Any:
         if isinstance(argument, Socket):
-            return self.sockets[argument]
+            return self.sockets.get(argument)
         if isinstance(argument, To):
-            host, port, *tail = self.addresses[argument.of]
-            return (host if argument.host is None else argument.host, port, *tail)
+            return argument.told(*self.addresses[argument.of])
         if isinstance(argument, AsBytes):
             return self._as_bytes(argument)
         if isinstance(argument, bytearray):

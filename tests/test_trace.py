@@ -121,6 +121,41 @@ def test_c4_ipv6_passes_the_same_stages(pair: Watched) -> None:
     assert next(one for one in pair.of("bob", "rx") if one.stage == "nic").text.startswith("IP6 fe80::")
 
 
+def test_c4_a_request_is_seen_at_its_last_stage_before_its_answer_starts_down(pair: Watched) -> None:
+    pair.told.clear()
+    pair.session.guests[0].stack.icmp.open_echo().send("10.0.0.2", 1, b"")
+    pair.session.run(seconds=0.1)
+
+    ping = [(one.way, one.stage) for one in pair.told if one.guest == "bob" and not one.text.startswith("used")]
+    assert ping == [
+        *(("rx", stage) for stage in ("nic", "irq", "driver", "fe", "ethernet", "ip", "icmp")),
+        *(("tx", stage) for stage in TX),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ethertype", "causes"),
+    [(4, ["request ::ffff:10.0.0.1 > ::ffff:10.0.0.2", "reply ::ffff:10.0.0.2 > ::ffff:10.0.0.1"]),
+     (6, ["type 135 code 0", "type 135 about {bob}", "{bob} > {alice} protocol 58"])],
+)  # fmt: skip
+def test_c4_who_has_is_seen_before_its_answer(pair: Watched, ethertype: int, causes: list[str]) -> None:
+    alice, bob = (
+        next(text for text, _ in calls.if_addrs("eth0") if text.startswith("fe80")) for calls in (pair.alice, pair.bob)
+    )
+    for guest in pair.session.guests:
+        guest.stack.interfaces[1].neighbours.flush()
+    pair.told.clear()
+    if ethertype == 4:
+        pair.alice.sendto(pair.fd, b"", ("10.0.0.2", 9))
+    else:
+        pair.alice.sendto(pair.alice.socket(AF_INET6, SOCK_DGRAM), b"", (f"{bob}%eth0", 9))
+    pair.session.run(seconds=0.1)
+
+    upper = [one.text for one in pair.told if one.guest == "bob" and one.stage in ("arp", "icmpv6", "nd", "ip")]
+    wanted = [text.format(alice=alice, bob=bob) for text in causes]
+    assert [text for text in upper if text in wanted][: len(wanted)] == wanted
+
+
 def no_listener(_pair: Watched) -> int:
     return 9
 
@@ -249,4 +284,4 @@ def test_the_command_prints_the_way_of_a_ping() -> None:
     assert ended.value.code == 0
     lines = said.getvalue().splitlines()
     assert "[    0.000000] guest lo    tx  ip        ::ffff:127.0.0.1 > ::ffff:127.0.0.1 protocol 1" in lines
-    assert "[    0.000000] guest lo    rx  icmp      rx_echo_replies" in lines
+    assert "[    0.000000] guest lo    rx  icmp      type 0 code 0" in lines

@@ -120,6 +120,20 @@ def test_e26_large_datagrams_travel_in_fragments(two: tuple[Host, Host], size: i
     assert client.send([bytes(65_508)], at(PEER_IP, 7)) == errno.EMSGSIZE
 
 
+def test_c4_a_datagram_is_traced_before_what_its_reader_answers_at_once(host: Host) -> None:
+    end = on(host, 1000)
+
+    def answer() -> None:
+        if end.receive() is not None:
+            assert end.send([b"answer"], at(PEER_IP, 2000)) == 0
+
+    end.on_ready = answer
+    stages: list[str] = []
+    host.stack.trace = lambda stage, packet, text: stages.append(stage)
+    host.receive(datagram())
+    assert stages == ["ethernet", "ip", "udp", "ip", "ethernet"]
+
+
 def test_who_asks_for_no_fragments_gets_none(host: Host) -> None:
     end = on(host, 1000, mtu_discover=PMTUDISC_DO)
     assert end.send([bytes(1473)], at(PEER_IP, 7)) == errno.EMSGSIZE

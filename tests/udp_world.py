@@ -10,7 +10,7 @@ import random
 
 from guest.net.address import parse_address
 from guest.net.config import NetConfig
-from guest.net.endpoint import Datagram, Endpoint
+from guest.net.endpoint import Datagram, MessageEndpoint
 from guest.net.stack import Stack
 from guest.net.udp import Udp, UdpEndpoint
 from tests.net_world import Clock
@@ -45,7 +45,7 @@ class Alone:
         return end
 
 
-def payloads(end: Endpoint) -> list[bytes]:
+def payloads(end: MessageEndpoint) -> list[bytes]:
     """Everything that waits at an end, taken out."""
     found = []
     while (datagram := end.receive()) is not None:
@@ -53,7 +53,7 @@ def payloads(end: Endpoint) -> list[bytes]:
     return found
 
 
-def received(end: Endpoint) -> Datagram:
+def received(end: MessageEndpoint) -> Datagram:
     """The one datagram that waits at an end."""
     datagram = end.receive()
     if datagram is None:

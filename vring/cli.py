@@ -1,17 +1,19 @@
 """The command `vring`.
 
     vring boot [BOARD] [--nic …]… [--wire …]… [options] [-- GUEST COMMAND LINE]
+    vring run [--nic …]… [--wire …]… [options] SCRIPT|-m MODULE [ARGUMENTS]
     vring boards
     vring demo [tx|rx] [--step]
 
 Promises:
-- What follows the first `--` belongs to the guest and is not looked at by the option parser here.
+- What follows the first `--` belongs to the guest and is not looked at by the option parser here. For `vring run` that
+  is the program and its arguments.
 - Exit status: 0 done (a signal and the end of the time included), 1 a failure while running, such as a wire that cannot
   be made, 2 a mistake in what was asked for. Mistakes and failures are one line on stderr: `vring: …`.
 - With `--exit-status` the largest status of the guests' programs instead of 0, and 124 when they were cut off.
 - rich and the machine itself load only when a command needs them.
 
-Sections: `main`, `boot`, `boards`, `demo`, running a board.
+Sections: `main`, `boot`, `run`, `boards`, `demo`, running a board.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vring import __version__
-from vring.boards import shipped, summary
+from vring.boards import find, shipped, summary
 from vring.config import CLOCKS, Board, ConfigError, join_words
+from vring.launch import become, named, split
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -67,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (that of the process by default). Always ends with SystemExit."""
     words = list(sys.argv[1:] if argv is None else argv)
     guest_words: list[str] | None = None
-    if "--" in words:
+    if words[:1] == ["run"]:
+        words[1:], guest_words = split(words[1:], _valued_options("run"))
+    elif "--" in words:
         at = words.index("--")
         words, guest_words = words[:at], words[at + 1 :]
     try:
@@ -173,7 +178,7 @@ def _boot(
     if board is None:
         described = Board.of_words(nic or (), wire or (), cmdline or "")
     else:
-        described = _find_board(board).with_words(nic or (), wire or (), cmdline)
+        described = find(board).with_words(nic or (), wire or (), cmdline)
     if clock is not None:
         if clock not in CLOCKS:
             raise ConfigError(f"--clock is {' or '.join(CLOCKS)}, not {clock!r}")
@@ -187,16 +192,57 @@ def _boot(
     return run_board(described, pcap=pcap, verbose=verbose, rings=rings, trace=trace, exit_status=exit_status)
 
 
-def _find_board(name: str) -> Board:
-    """The board in the file `name`, or the one that ships under that name."""
-    boards = shipped()
-    if name in boards and not Path(name).is_file():
-        return Board.load(boards[name])
-    if not Path(name).exists():
-        raise ConfigError(
-            f"there is no board file {name!r}, and no board of that name ships; those that do are {', '.join(boards)}"
-        )
-    return Board.load(name)
+# -- run -------------------------------------------------------------------------------------------------------------
+
+_RUN_HELP = """Run a Python program, unchanged, over the sockets of a guest, which boots first.
+
+\b
+Examples:
+  vring run --wire tap:t0 --cmdline "-ipaddr 10.9.0.2 -netmask 255.255.255.0" -m http.server 8000
+  vring run client.py --verbose
+  vring run --board my-board.toml --guest bob server.py 8080
+
+Without a board, NIC or wire the guest has the loopback alone. What follows the program is its own.
+"""
+
+
+def _valued_options(command: str) -> list[str]:
+    """The options of a command that have a value in the next word."""
+    params = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]  # it is a group
+    return [name for param in params if not getattr(param, "is_flag", True) for name in param.opts]
+
+
+@app.command(
+    "run",
+    help=_RUN_HELP,
+    short_help="Run a Python program over the sockets of a guest.",
+    options_metavar="[OPTIONS] SCRIPT|-m MODULE [ARGUMENTS]",
+)
+def _run(
+    context: typer.Context,
+    board: Annotated[
+        str | None, typer.Option(metavar="BOARD", help="A TOML file, or the name of a board that ships.")
+    ] = None,
+    guest: Annotated[str | None, typer.Option(metavar="NAME", help="Which guest of it; the first by default.")] = None,
+    nic: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, or none. Repeatable.")
+    ] = None,
+    wire: Annotated[list[str] | None, typer.Option(metavar="WIRE", help="Plug in the n-th NIC. Repeatable.")] = None,
+    cmdline: Annotated[str | None, typer.Option(metavar="WORDS", help="The guest's command line.")] = None,
+    pcap: Annotated[Path | None, typer.Option(metavar="FILE", help="Capture what passes every NIC (pcapng).")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="For all that is random in the board.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the guest's boot.")] = False,
+) -> None:
+    try:
+        by_name, name, arguments = named(context.obj or [])
+    except ValueError as error:
+        raise ConfigError(f"run: {error}") from None
+    nics = list(nic or []) or (["none"] if board is None and not wire else [])
+    options = {
+        "board": board, "guest": guest, "nic": nics, "wire": list(wire or []), "cmdline": cmdline, "seed": seed,
+        "pcap": None if pcap is None else str(pcap), "verbose": verbose,
+    }  # fmt: skip
+    become(options, by_name, name, arguments)
 
 
 @app.command("boards", help="List the boards that ship.")

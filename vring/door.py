@@ -10,8 +10,9 @@ Every call of `guest.sys.calls.Calls` is there, with the same arguments, results
 Promises, on the real clock:
 - Any number of threads may call at once. A call that may block runs as a guest process of its own in the home thread,
   so it waits as a program's does; the thread that made it sleeps until the home thread wakes it.
-- A signal ends the sleep. If its handler raises (KeyboardInterrupt), the call is taken back in the guest before that
-  goes on, and what arrives later is for the next call.
+- A signal ends the sleep. If its handler raises (KeyboardInterrupt), at whatever moment, the call is taken back in the
+  guest before that goes on: what arrives later is for the next call, and a descriptor that the call has made is closed.
+  (In CPython, for calls made by Python code; how that is done, and what C code gets instead, is in vring/home.py.)
 - `close` (and `dup2` onto another descriptor) ends the calls of other host threads that are under way on that
   descriptor with OSError EBADF. A guest process that is blocked on it goes on, as on Linux, and so does a poll or
   select that has the descriptor among others.
@@ -30,7 +31,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 # Calls that never wait, and so need no process.
 AT_ONCE = frozenset((
-    "adopt", "dup", "epoll_create1", "epoll_ctl", "fcntl", "get_timeout", "getipaddr", "getpeername", "getsockname",
-    "getsockopt", "if_addrs", "if_indextoname", "if_nameindex", "if_nametoindex", "listen", "routes", "set_timeout",
-    "setsockopt", "shutdown", "socket",
+    "adopt", "dup", "epoll_create1", "epoll_ctl", "fcntl", "get_timeout", "gethostname", "getipaddr", "getpeername",
+    "getsockname", "getsockopt", "if_addrs", "if_indextoname", "if_nameindex", "if_nametoindex", "listen", "routes",
+    "set_timeout", "sethostname", "setsockopt", "shutdown", "socket",
 ))  # fmt: skip
 OWN_PROCESS = frozenset(("interrupt", "sigmask"))  # about the calling process, which a host thread is not
 CLOSING = frozenset(("close", "close_all", "dup2"))
@@ -75,13 +75,23 @@ class GuestCalls:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_") or name in OWN_PROCESS or not callable(getattr(Calls, name, None)):
             raise AttributeError(f"there is no system call {name!r}")
-        return partial(self._call, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:  # no `partial`: see vring/home.py about what must not get lost
+            return self._call(name, args, kwargs)
+
+        return call
 
     def epoll(self, flags: int = 0) -> Epoll:
         """A new epoll set, as an object whose methods may be called from where this may be."""
-        return _Epoll(cast("PollCalls", self), self.epoll_create1(flags))
+        fd = self.epoll_create1(flags)
+        try:
+            made = _Epoll(cast("PollCalls", self), fd)
+        except BaseException:
+            self.close(fd)
+            raise
+        return made
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
 
 
@@ -110,24 +120,44 @@ class _Job:
 
 
 class ThreadCalls(GuestCalls):
-    """The calls of a guest whose machine has a home thread."""
+    """The calls of a guest whose machine has a home thread.
+
+    Attributes:
+        after_call: told in the home thread on which descriptor a call has worked, before its caller hears of it.
+        last: the thread that ends the program, once one does. Calls of any other never come back from then on: threads
+            that outlive their program do not run on, and hear of no errors.
+    """
 
     def __init__(self, guest: Guest, home: Home) -> None:
         super().__init__(guest)
         self._home = home
+        self.after_call: Callable[[int], None] | None = None
+        self.last: int | None = None
         self._jobs: dict[_Job, None] = {}
         self._early: list[Callable[[], None]] = []  # asked for before the guest has booted
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         home = self._home
         if home.is_here:
             return getattr(self._guest.calls, name)(*args, **kwargs)
         wait = Wait()
         job = _Job(name, _in_order(name, args, kwargs), wait)
         try:
-            return home.ask(lambda: self._begin(job, args, kwargs), wait, lambda: self._take_back(job))
+            value = home.ask(lambda: self._begin(job, args, kwargs), wait, lambda: self._take_back(job))
         except SessionError as error:
+            self.hold()
             raise _failed(errno.ECANCELED) from error
+        except OSError:
+            self.hold()
+            raise
+        if self.last is not None:  # asked here, not there: a signal's handler could run as a function begins
+            self.hold()
+        return value
+
+    def hold(self) -> None:
+        """Keep a thread that outlives its program."""
+        while self.last not in (None, this_thread()):
+            Wait().sleep()
 
     # -- in the home thread --------------------------------------------------------------------------------------
 
@@ -152,11 +182,22 @@ class ThreadCalls(GuestCalls):
         try:
             value = getattr(self._guest.calls, job.name)(*args, **kwargs)
         except Exception as error:
+            self._tell(job)
             job.wait.answer(error=error)
         else:
             if job.taken_back:
                 self._discard(job, value)
+            self._tell(job)
             job.wait.answer(value)
+
+    def _tell(self, job: _Job) -> None:
+        if self.after_call is not None and job.fd is not None:
+            self.after_call(job.fd)
+
+    def close_here(self, fd: int) -> None:
+        """What `close` does, for callers in the home thread. Raises OSError: EBADF."""
+        self._guest.calls.close(fd)
+        self._closed(_Job("close", (fd,), Wait()))
 
     def _ended(self, job: _Job) -> None:
         """The process of a call is over; one that was killed has not answered."""
@@ -212,7 +253,7 @@ class TimeCalls(GuestCalls):
         self._running = running
         self._thread = this_thread()
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guest = self._guest
         if this_thread() != self._thread:
             raise SessionError("on the virtual clock only the thread that made the session may call the guest")

@@ -6,11 +6,20 @@ ends that sleep as it ends any other; nothing of the machine ever runs in the th
 that raises cannot leave the machine half-way. (An Event would not do: its own lock is taken in Python code, and a
 handler that raises there leaves it taken, with the home thread waiting for it.)
 
+An answer may be something that must not get lost, such as a new descriptor. CPython runs signal handlers where a
+function in Python begins, where a call of one in C has returned, and where a loop goes round, and nowhere else (3.11 to
+3.13). So an answer is either with `Home.ask` while a handler runs, and taken back if that raises, or it passes no such
+place until it is in the hands of the Python code that made the call. (Code in C that calls us, such as `map` or a
+`partial`, returns through one, and an answer can be lost there just as what `os.dup` returns can be.) And to ask for
+taking back is the first call that is made after a handler has raised: another one can put it off to the next turn of
+the loop, but not prevent it.
+
 Sections: `Wait` (one request), `Home`.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -43,6 +52,7 @@ class Wait:
         self.abandoned = False
         self.value: Any = None
         self.error: BaseException | None = None
+        self.among: dict[Wait, None] | None = None  # those who wait for the home thread
         self._asleep = threading.Lock()
         self._asleep.acquire()
 
@@ -52,6 +62,8 @@ class Wait:
             self.value = value
             self.error = error
             self.answered = True
+            if self.among is not None:
+                self.among.pop(self, None)
             self._asleep.release()
 
     def sleep(self, timeout: float = -1) -> None:
@@ -81,11 +93,13 @@ class Home:
         self.after_turn: Callable[[], None] | None = None
         self._requests: deque[Callable[[], None]] = deque()
         self._watches: list[tuple[Callable[[], bool], int | None, Wait]] = []
-        self._open = [Wait()]  # whoever waits for this thread, told when it ends
+        built = Wait()
+        self._open: dict[Wait, None] = {built: None}  # whoever waits for this thread, told when it ends
+        built.among = self._open
         self._closing = False
+        self._process = os.getpid()
         self._dead: BaseException | None = None
         self._lock = threading.RLock()  # a signal handler may come in while its own thread holds it
-        built = self._open[0]
         # A daemon, so that a session nobody closed does not keep the program from ending.
         self._thread = threading.Thread(target=self._main, args=(build, built), name="vring-home", daemon=True)
         self._thread.start()
@@ -109,7 +123,7 @@ class Home:
             self._dead = error
         with self._lock:  # nobody may wake a loop that is being closed
             self._closing = True
-            waits, self._open = self._open, []
+            waits = list(self._open)
         try:
             rig.close()
         except BaseException as error:
@@ -156,43 +170,48 @@ class Home:
         When a signal handler raises in here, `cancel` is called in the home thread, also if the answer has come and
         now reaches nobody; what was raised goes on after that. Raises SessionError when the home thread has ended.
         """
+        undone = Wait()
+
+        def undo() -> None:
+            if cancel is not None:
+                cancel()
+            wait.abandoned = True
+            wait.answer()
+            undone.answer()
+
         try:
             with self._lock:
                 if self._closing:
                     raise SessionError("the home thread of this session has ended") from self._dead
-                self._open.append(wait)
+                if os.getpid() != self._process:
+                    raise SessionError("this process was forked from the one that has the home thread of this session")
+                self._open[wait] = None
+                wait.among = self._open
                 self._requests.append(request)
                 self.rig.loop.wake()
             wait.sleep()
-            self._forget(wait)
         except BaseException:
-            wait.abandoned = True
-            self._forget(wait)
-            if cancel is not None:
-                self._take_back(cancel)
+            self._requests.append(undo)  # first of all: until a call has returned, no further handler runs
+            if self._wake() and cancel is not None:
+                undone.sleep(CANCEL_TIME)
             raise
-        return wait.result()
+        # From here on nothing is called and nothing loops: see the top.
+        if wait.error is not None:
+            raise wait.error
+        return wait.value
 
-    def _forget(self, wait: Wait) -> None:
-        """Nobody waits for this any more."""
+    def _wake(self) -> bool:
+        """Have the home thread look at the requests; False when it has ended, and nobody will."""
         with self._lock:
-            if wait in self._open:
-                self._open.remove(wait)
+            if not self._closing:
+                self.rig.loop.wake()
+            return not self._closing
 
-    def _take_back(self, cancel: Callable[[], None]) -> None:
-        """Have the home thread call `cancel`, and sleep until it has."""
-        gone = Wait()
-
-        def request() -> None:
-            cancel()
-            gone.answer()
-
-        with self._lock:
-            if self._closing:
-                return
+    def post(self, request: Callable[[], None]) -> None:
+        """Have the home thread call `request` some time, unless it ends before; the garbage collector may call this."""
+        if os.getpid() == self._process:
             self._requests.append(request)
-            self.rig.loop.wake()
-        gone.sleep(CANCEL_TIME)
+            self._wake()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` in the home thread; what it returns or raises."""
@@ -226,7 +245,9 @@ class Home:
         return answer
 
     def close(self) -> None:
-        """End the thread and wait for it. Raises what it died of."""
+        """End the thread and wait for it. Raises what it died of. In a forked process there is nothing to end."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if not self._closing:
                 self._closing = True

@@ -9,6 +9,7 @@ Promises (one thread runs a machine, its home thread):
   guest's processes at close. `call` is the door into it; a wait outside is ended by signals as any wait is.
 - On the virtual clock the caller's thread is the home thread, and time moves only inside `run` and `run_until`.
 - The other methods may be called from any thread on the real clock, and from the home thread only on the virtual one.
+- `guest.socket` and `guest.select` are the standard library's modules over that guest, for any thread.
 - `calls` are the first guest's system calls, for any thread, and `calls_of` those of the others (vring/door.py).
 - Leaving the `with` block, or `close`, ends everything: processes, wires, captures, thread.
 
@@ -21,11 +22,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, TypeVar, cast
 
+from guest.stdlib.modules import guest_module
+from guest.stdlib.network import Network
 from hw.clock import SECOND
+from vring.boards import find
 from vring.build import Rig
 from vring.config import Board, ClockName
 from vring.door import GuestCalls, ThreadCalls, TimeCalls
@@ -34,6 +39,7 @@ from vring.home import Home, SessionError
 if TYPE_CHECKING:
     from guest.kernel import Guest
     from hw.machine import Machine
+    from vring.lookalike.names import Outside
     from vring.trace.flow import Passage
     from vring.view.rings import QueueSnapshot
 
@@ -52,9 +58,10 @@ def boot(
     trace: Callable[[Passage], None] | None = None,
     start: bool = True,
 ) -> Session:
-    """Boot a board: one that is handed in, a TOML file, or one guest described by words as on the command line.
+    """Boot a board: one that is handed in, a TOML file, one that ships, or one guest described by words.
 
     Args:
+        board: a board, a path, or the name of a board that ships, as on the command line.
         nic, wire: one text or a list; the n-th wire belongs to the n-th NIC ("virtio:mtu=9000", "tap:t0", "hub:lan").
         cmdline: the guest's command line.
         clock, seed: override what the board says (otherwise "real"; for the seed see `Board.chosen_seed`).
@@ -69,7 +76,7 @@ def boot(
     if board is None:
         board = Board.of_words(nics, wires, cmdline or "")
     else:
-        board = board if isinstance(board, Board) else Board.load(board)
+        board = board if isinstance(board, Board) else find(board)
         board = board.with_words(nics, wires, cmdline)
     board = replace(
         board, clock=board.clock if clock is None else clock, seed=board.seed if seed is None else seed
@@ -103,16 +110,22 @@ class Session:
         if board.clock == "virtual":
             self._rig = build()
             for guest in self._rig.guests:
-                self._doors[id(guest)] = TimeCalls(guest, self._rig.loop, lambda: self._running)
+                door = self._doors[id(guest)] = TimeCalls(guest, self._rig.loop, lambda: self._running)
+                guest.lookalikes = partial(_timed_module, door, self._rig.clock.now)
             return
         self._home = Home(build)
         self._rig = self._home.rig
         doors = [ThreadCalls(guest, self._home) for guest in self._rig.guests]
         self._doors = {id(guest): door for guest, door in zip(self._rig.guests, doors, strict=True)}
+        self._outsides: dict[int, Outside] = {}
+        for guest in self._rig.guests:
+            guest.lookalikes = lambda name, guest=guest: getattr(self.outside_of(guest), name)
 
         def look() -> None:
-            for door in doors:
+            for guest, door in zip(self._rig.guests, doors, strict=True):
                 door.after_turn()
+                if guest.halted and id(guest) in self._outsides:
+                    self._outsides[id(guest)].host.mirrors.end()
 
         self._home.after_turn = look
 
@@ -152,6 +165,21 @@ class Session:
             if each is guest or each.name == guest:
                 return self._doors[id(each)]
         raise KeyError(f"there is no guest {guest!r}; there are {', '.join(each.name for each in self._rig.guests)}")
+
+    def outside_of(self, guest: Guest) -> Outside:
+        """The look-alikes of a guest for threads of the host. Raises SessionError on the virtual clock."""
+        home = self._home
+        if home is None:
+            raise SessionError("on the virtual clock there are no threads and no descriptors of the host")
+
+        def make() -> Outside:
+            if id(guest) not in self._outsides:
+                from vring.lookalike.names import Outside  # noqa: PLC0415 - few sessions need it
+
+                self._outsides[id(guest)] = Outside(guest, home, cast("ThreadCalls", self._doors[id(guest)]))
+            return self._outsides[id(guest)]
+
+        return self.call(make)
 
     @property
     def console(self) -> str:
@@ -230,8 +258,20 @@ class Session:
         """Unwind the guests' processes, close wires and captures, end the home thread. Harmless when closed."""
         if self._closed:
             return
+        if self._home is not None:
+            self._home.post(self._end_mirrors)
         self._closed = True
         if self._home is not None:
             self._home.close()
         else:
             self._rig.close()
+
+    def _end_mirrors(self) -> None:
+        for outside in self._outsides.values():
+            outside.host.mirrors.end()
+
+
+def _timed_module(door: TimeCalls, now: Callable[[], int], name: str) -> ModuleType:
+    """A look-alike on the virtual clock, where integers are the guest's descriptors."""
+    network = Network(door, now)
+    return guest_module(name, lambda: network)

@@ -16,9 +16,24 @@ EX_NOT_FOUND = 127  # as a shell reports a program that it does not know
 
 def programs() -> dict[str, Program]:
     """The programs that a guest has, by name; a new table each time."""
-    from guest.apps import idle, ifconfig, ip, nslookup, ping, sniff, ss, udpecho  # noqa: PLC0415 - only a guest that boots needs them
+    from guest.apps import (  # noqa: PLC0415 - only a guest that boots needs them
+        discard,
+        echo,
+        echoclient,
+        guard,
+        idle,
+        ifconfig,
+        ip,
+        nc,
+        nslookup,
+        ping,
+        sniff,
+        ss,
+        udpecho,
+    )
 
     return {
-        "idle": idle.main, "ifconfig": ifconfig.main, "ip": ip.main, "nslookup": nslookup.main, "ping": ping.main,
-        "sniff": sniff.main, "ss": ss.main, "udpecho": udpecho.main,
+        "discard": discard.main, "echo": echo.main, "echoclient": echoclient.main, "guard": guard.main,
+        "idle": idle.main, "ifconfig": ifconfig.main, "ip": ip.main, "nc": nc.main, "nslookup": nslookup.main,
+        "ping": ping.main, "sniff": sniff.main, "ss": ss.main, "udpecho": udpecho.main,
     }  # fmt: skip

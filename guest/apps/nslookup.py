@@ -48,7 +48,7 @@ def _asking(env: Env, server: int) -> Resolver:
     guest = env.guest
     resolver = Resolver(
         now=guest.platform.now, rng=guest.platform.rng, open_endpoint=guest.stack.udp.open,
-        timers=guest.services.timers,
+        open_stream=guest.stack.tcp.open, timers=guest.services.timers,
     )  # fmt: skip
     resolver.set_servers("static", [server])
     return resolver

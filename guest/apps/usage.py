@@ -23,11 +23,16 @@ def options(argv: list[str], letters: str) -> tuple[dict[str, str], list[str]]:
 
     Raises UsageError.
     """
+    pairs, rest = several(argv, letters)
+    return dict(pairs), rest
+
+
+def several(argv: list[str], letters: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """The same where an option may be given more than once. Raises UsageError."""
     try:
-        pairs, rest = getopt.gnu_getopt([str(word) for word in argv], letters)
+        return getopt.gnu_getopt([str(word) for word in argv], letters)
     except getopt.GetoptError as error:
         raise UsageError(str(error)) from None
-    return dict(pairs), rest
 
 
 def no_answer(error: str) -> str:

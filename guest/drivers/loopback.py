@@ -72,7 +72,14 @@ class Loopback(NetDevice):
         if packets:
             self.deliver(packets)
         self._scheduled = len(self._queue) > 0
+        callback = self.wants_room
+        if callback is not None and self.tx_room() > 0:
+            self.wants_room = None
+            callback()
         return self._scheduled
+
+    def tx_room(self) -> int:
+        return max(0, self._limit - self._limit // 16 - len(self._queue))
 
     def close(self) -> None:
         """Drop what waits."""

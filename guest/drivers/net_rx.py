@@ -18,9 +18,13 @@ from functools import partial
 
 from guest.dma import DmaPool
 from guest.drivers.buffers import BufferPool
+from guest.drivers.net_tx import ETHERNET_HEADER, VLAN_TAG
 from guest.net.pbuf import HEADROOM, SMALL_FRAME, Lease, Offload, PacketBuffer
 from guest.ring.split import SplitRing
 from hw.abi import virtio_net as abi
+
+RX_BUFFER = 2048  # bytes of a buffer, at least
+RX_POOL_MAX = 8 << 20  # bytes; with buffers so large that a pool would be larger, fewer are posted
 
 _KNOWN_FLAGS = abi.VIRTIO_NET_HDR_F_NEEDS_CSUM | abi.VIRTIO_NET_HDR_F_DATA_VALID
 _FRAME_MAX = 65535 + 14 + 40  # the largest that a device may make of segments, §5.1.9.3
@@ -41,6 +45,24 @@ def accepted_gso_types(features: int) -> frozenset[int]:
         tcp = types & {abi.VIRTIO_NET_HDR_GSO_TCPV4, abi.VIRTIO_NET_HDR_GSO_TCPV6}
         types |= {gso | abi.VIRTIO_NET_HDR_GSO_ECN for gso in tcp}
     return frozenset(types)
+
+
+def buffer_size(entries: int, features: int, mtu: int) -> int:
+    """Bytes of each of `entries` buffers: one holds a whole frame, or all together do where they are merged
+    (§5.1.9.3.1).
+    """
+    need = abi.header_length(features) + ETHERNET_HEADER + VLAN_TAG + mtu
+    if features >> abi.VIRTIO_NET_F_MRG_RXBUF & 1:
+        need = -(-need // entries)
+    return max(RX_BUFFER, -(-need // 64) * 64)
+
+
+def entries_that_fit(wanted: int, features: int, mtu: int) -> int:
+    """How many buffers to post, of `wanted`, so that a pool of them stays within `RX_POOL_MAX`."""
+    entries = wanted
+    while entries > 1 and (entries + entries // 2) * buffer_size(entries, features, mtu) > RX_POOL_MAX:
+        entries //= 2
+    return entries
 
 
 class _Merge:

@@ -64,6 +64,7 @@ class TransmitQueue:
         self.ring_size = ring_size
         self.pool = BufferPool(dma, ring_size, size, "to-device")
         self._frame_max = mtu + ETHERNET_HEADER
+        self._need = -(-(mtu + ETHERNET_HEADER + 32) // size)  # buffers of a full frame
         self._counters = counters
         self._notify = notify
         self._features = 0
@@ -141,7 +142,7 @@ class TransmitQueue:
         counters["tx_packets"] += sent - lost
         counters["tx_bytes"] += sent_bytes
         if self.ring.in_flight >= self._crowded:
-            self._watch()
+            self.watch()
         return sent - lost
 
     def _flush(self, batch: list[tuple[int, int, Token]], notify: bool = True) -> int:
@@ -191,6 +192,14 @@ class TransmitQueue:
         header = abi.NET_HEADER.pack(flags, offload.gso_type, *fields)
         return header + self._zero_header[len(header) :]
 
+    def room(self) -> int:
+        """How many frames of the MTU there are buffers for; a sixteenth is kept back."""
+        free = len(self.pool.free)
+        if free * 2 < self.ring_size:
+            self.reclaim()
+            free = len(self.pool.free)
+        return max(0, free - self.ring_size // 16) // self._need
+
     # -- taking buffers back -------------------------------------------------------------------------------------
 
     def reclaim(self) -> int:
@@ -201,13 +210,13 @@ class TransmitQueue:
         self._give_back([token for token, _ in reaped])
         if self._watching:
             if self.ring.in_flight >= self._crowded:
-                self._watch()
+                self.watch()
             else:
                 self._watching = False
                 self.ring.disable_interrupts()
         return len(reaped)
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         """Ask for an interrupt once half of what is in flight has been sent."""
         self._watching = True
         if self.ring.enable_interrupts(after=max(1, self.ring.in_flight // 2)):

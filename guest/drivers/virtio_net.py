@@ -5,8 +5,7 @@
 
 Promises:
 - Whatever the device does, nothing raises out of an interrupt, a poll or `transmit`. A device that breaks the rules,
-  asks for a reset (DEVICE_NEEDS_RESET) or is gone is reset and brought up again after a pause that doubles each time;
-  after `RETRY_MAX` attempts that did not last it stays down, and the log says so.
+  asks for a reset (DEVICE_NEEDS_RESET) or is gone is reset and brought up again, when and how often retry.py says.
 - Interrupts are off while a poll is due; the poll switches them on with a second look, so no wake-up is lost.
 - A **watchdog** looks every second, but only while sent packets are outstanding, so that an idle guest is never woken:
   it takes back what was sent, and finds a lost interrupt or a device that is gone. `check()` is the same on demand.
@@ -18,15 +17,16 @@ Read: virtio 1.4 §3.1.1 (initialisation), §5.1.4 (configuration), §5.1.5 (ini
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from guest.dma import DmaError
 from guest.drivers.net_config import is_station, random_station, read_config
-from guest.drivers.net_rx import ReceiveQueue
-from guest.drivers.net_tx import CHAIN_MAX, ETHERNET_HEADER, VLAN_TAG, TransmitQueue
+from guest.drivers.net_rx import ReceiveQueue, buffer_size, entries_that_fit
+from guest.drivers.net_tx import CHAIN_MAX, ETHERNET_HEADER, TransmitQueue
+from guest.drivers.retry import Retry
 from guest.drivers.virtio_mmio import DeviceGone, MmioSlot, MmioTransport, TransportError, find_devices
-from guest.net.device import IFF_RUNNING, NetDevice
+from guest.net.device import IFF_RUNNING, UNLIMITED, NetDevice
 from guest.net.pbuf import PacketBuffer
 from guest.ring.split import SplitRing
 from guest.services import Services, Timer
@@ -49,13 +49,7 @@ WANTED = REQUIRED | virtio_abi.features(
 RX_RING = 256
 TX_RING = 128
 BUDGET = 64  # used buffers of one poll
-RX_BUFFER = 2048
-RX_POOL_MAX = 8 << 20  # bytes; with buffers so large that a pool would be larger, fewer are posted
-
-SECOND = 1_000_000
-RETRY_MAX = 5
-RETRY_FIRST = 10_000  # microseconds before the first new attempt
-STABLE_AFTER = 10 * SECOND  # a device that worked this long starts again with a clean sheet
+WATCH_EVERY = 1_000_000  # microseconds
 IDLE_IRQ_MAX = 1000  # interrupts in a row that announced nothing
 
 
@@ -101,10 +95,8 @@ class VirtioNetDriver(NetDevice):
         self._listening = False
         self._polling = False
         self._random_mac: bytes | None = None
-        self._attempts = 0
-        self._live_since: int | None = None
         self._idle_irqs = 0
-        self._retry: Timer | None = None
+        self._retry = Retry(services, self._try_again, self._log)
         self._watchdog: Timer | None = None
 
     # -- bringing up, §3.1.1 and §5.1.5 --------------------------------------------------------------------------
@@ -119,7 +111,7 @@ class VirtioNetDriver(NetDevice):
                     self.transport.disable_queue(index)
                 self.transport.add_status(virtio_abi.VIRTIO_CONFIG_S_FAILED)
             self._let_go()
-            if self._live_since is None:
+            if not self._retry.worked:
                 self._free()
             raise TransportError(str(error)) from error
 
@@ -134,7 +126,8 @@ class VirtioNetDriver(NetDevice):
             self.gso_max_size = mtu + ETHERNET_HEADER
         elif mtu != self.mtu:
             raise TransportError(f"the device's MTU was {self.mtu} and is {mtu} now; it may not change")  # §5.1.4.1
-        rx_ring = self._make_ring(abi.RECEIVEQ1, self._sizes[0] if self._built else self._rx_entries(), 0)
+        entries = self._sizes[0] if self._built else entries_that_fit(self._sizes[0], self.features, mtu)
+        rx_ring = self._make_ring(abi.RECEIVEQ1, entries, 0)
         try:
             tx_ring = self._make_ring(abi.TRANSMITQ1, self._sizes[1], CHAIN_MAX)
         except (TransportError, DmaError):
@@ -161,7 +154,7 @@ class VirtioNetDriver(NetDevice):
         transport.add_status(virtio_abi.VIRTIO_CONFIG_S_DRIVER_OK)
         self._live = True
         self.failed = None
-        self._live_since = services.platform.now()
+        self._retry.works()
         if rx_ring.kick_needed():
             transport.notify(abi.RECEIVEQ1)
         self._set_link(config.link_up)
@@ -178,21 +171,6 @@ class VirtioNetDriver(NetDevice):
             mac = self._random_mac
         self.mac = mac
 
-    def _buffer_size(self, entries: int) -> int:
-        """Bytes of each of `entries` receive buffers: one holds a whole frame, or all together do where they are merged
-        (§5.1.9.3.1).
-        """
-        need = abi.header_length(self.features) + ETHERNET_HEADER + VLAN_TAG + self.mtu
-        if self.features >> abi.VIRTIO_NET_F_MRG_RXBUF & 1:
-            need = -(-need // entries)
-        return max(RX_BUFFER, -(-need // 64) * 64)
-
-    def _rx_entries(self) -> int:
-        entries = self._sizes[0]
-        while entries > 1 and (entries + entries // 2) * self._buffer_size(entries) > RX_POOL_MAX:
-            entries //= 2
-        return entries
-
     def _make_ring(self, index: int, wanted: int, indirect: int) -> SplitRing[Any]:
         size = self.transport.queue_size(index, wanted)
         if self._built and size != wanted:
@@ -202,7 +180,7 @@ class VirtioNetDriver(NetDevice):
     def _build(self, rx_size: int, tx_size: int) -> None:
         """Make the buffers, for the driver's life."""
         dma, transport = self._services.dma, self.transport
-        rx = ReceiveQueue(dma, rx_size, self._buffer_size(rx_size), self.counters)
+        rx = ReceiveQueue(dma, rx_size, buffer_size(rx_size, self.features, self.mtu), self.counters)
         try:
             self.tx = TransmitQueue(
                 dma, tx_size, self.mtu, self.counters, lambda: transport.notify(abi.TRANSMITQ1)
@@ -279,6 +257,8 @@ class VirtioNetDriver(NetDevice):
             self.transport.notify(abi.RECEIVEQ1)
         if tx.reclaim() + used:
             self._idle_irqs = 0
+        if self.wants_room is not None:
+            self._tell_room()
         if packets:
             self.deliver(packets)
         if not self._sound():
@@ -304,6 +284,7 @@ class VirtioNetDriver(NetDevice):
             self._fail(str(error))
             return
         self.tx.reclaim()
+        self._tell_room()
         if self.rx.ring.pending() and not self._polling:
             self.counters["irq_lost"] += 1
             self._schedule_poll()
@@ -314,7 +295,7 @@ class VirtioNetDriver(NetDevice):
         self._watchdog = None
         self.check()
         if self._live and self.tx.ring.in_flight:
-            self._watchdog = self._services.timers.after(SECOND, self._watch)
+            self._watchdog = self._services.timers.after(WATCH_EVERY, self._watch)
 
     # -- sending -------------------------------------------------------------------------------------------------
 
@@ -327,8 +308,27 @@ class VirtioNetDriver(NetDevice):
         if self.tx.ring.broken is not None:
             self._sound()
         elif self._watchdog is None and self.tx.ring.in_flight:
-            self._watchdog = self._services.timers.after(SECOND, self._watch)
+            self._watchdog = self._services.timers.after(WATCH_EVERY, self._watch)
+        if self.wants_room is not None:
+            self._services.deferred.add(self._tell_room)  # the buffers that were taken back announce nothing any more
         return sent
+
+    def tx_room(self) -> int:
+        return self.tx.room() if self._live else UNLIMITED
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        self.wants_room = callback
+        if self._live:
+            self.tx.watch()
+        self._services.deferred.add(self._tell_room)
+
+    def _tell_room(self) -> bool:
+        """Call whoever waits for room, if there is some; a slice of deferred work that wants no other."""
+        callback = self.wants_room
+        if callback is not None and self.tx_room() > 0:
+            self.wants_room = None
+            callback()
+        return False
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
@@ -348,43 +348,34 @@ class VirtioNetDriver(NetDevice):
             return
         self.failed = reason
         self.counters["device_failed"] += 1
-        now = self._services.platform.now()
-        if self._live_since is not None and now - self._live_since >= STABLE_AFTER:
-            self._attempts = 0
+        if self._take_down(f"{reason}; "):
+            self._retry.failed(reason)
+        self._set_link(False)
+
+    def _take_down(self, why: str) -> bool:
+        """Reset the device and take all buffers back. False where it does not obey, and is given up: it may still write
+        to its buffers, which stay where they are for ever.
+        """
         try:
             self.transport.reset()
         except DeviceGone:
             pass
         except TransportError as error:
-            # It may still write to its buffers: they stay where they are, for ever.
             self._live = False
             self._stop_listening()
-            self._log(f"{reason}; {error}; given up")
-            self._set_link(False)
-            return
+            self._log(f"{why}{error}; given up, and its memory is kept")
+            return False
         self._let_go()
-        self._plan_retry(reason)
-        self._set_link(False)
+        return True
 
-    def _plan_retry(self, reason: str) -> None:
-        if self._attempts >= RETRY_MAX:
-            self._log(f"{reason}; given up after {RETRY_MAX} resets")
-            return
-        delay = RETRY_FIRST << self._attempts
-        self._attempts += 1
-        self._log(f"{reason}; reset {self._attempts} in {delay // 1000} ms")
-        self._retry = self._services.timers.after(delay, self._try_again)
-
-    def _try_again(self) -> None:
-        self._retry = None
+    def _try_again(self) -> str:
         self.counters["device_resets"] += 1
         try:
             self.start()
         except TransportError as error:
             self.failed = str(error)
-            self._plan_retry(str(error))
-        else:
-            self._log("works again")
+            return self.failed
+        return ""
 
     def _let_go(self) -> None:
         """Stop using the device, which has been reset or never ran, and take all buffers back."""
@@ -407,20 +398,10 @@ class VirtioNetDriver(NetDevice):
         if self._closed:
             return
         self._closed = True
-        if self._retry is not None:
-            self._retry.cancel()
-        try:
-            self.transport.reset()
-        except DeviceGone:
-            pass
-        except TransportError as error:
-            self._live = False
-            self._stop_listening()
-            self._log(f"{error}; its memory is kept")
-            return
-        self._let_go()
-        self.flags &= ~IFF_RUNNING
-        self._free()
+        self._retry.cancel()
+        if self._take_down(""):
+            self.flags &= ~IFF_RUNNING
+            self._free()
 
     def _free(self) -> None:
         """Give up the buffers; what is still lent comes back by itself."""

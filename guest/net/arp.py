@@ -98,13 +98,7 @@ class Arp(Layer):
         """ARP packets arrived, without their Ethernet headers."""
         self.counters["rx_packets"] += len(packets)
         for packet in packets:
-            result = self._receive(packet)
-            if result.startswith("rx_dropped"):
-                self.drop(packet, result)
-            else:
-                self.counters[result] += 1
-                if self.trace is not None:
-                    self.trace(self.stage, packet, result)
+            self.settle(packet, self._receive(packet))
 
     def _receive(self, packet: PacketBuffer) -> str:
         if not packet.pullup(PACKET_SIZE):
@@ -121,6 +115,7 @@ class Arp(Layer):
         owner = self._owner
         sender |= V4_PREFIX
         target |= V4_PREFIX
+        self._show("rx", packet, operation, sender, target)
         for_us = owner.owns(target)
         if sender == V4_ANY:  # a probe (RFC 5227 §1.1): whoever sends it has no address yet
             if operation != REQUEST:
@@ -197,6 +192,10 @@ class Arp(Layer):
             self._mac, sender & V4_BITS, target_mac, target & V4_BITS,
         )  # fmt: skip
         self.counters["tx_requests" if operation == REQUEST else "tx_replies"] += 1
-        if self.trace is not None:
-            self.trace(self.stage, packet, f"{operation} {format_mapped(sender)} > {format_mapped(target)}")
+        self._show("tx", packet, operation, sender, target)
         self._output(packet, destination, ETH_P_ARP)
+
+    def _show(self, way: str, packet: PacketBuffer, operation: int, sender: int, target: int) -> None:
+        if self.trace is not None:
+            name = "request" if operation == REQUEST else "reply"
+            self.trace(self.stage, packet, f"{way} {name} {format_mapped(sender)} > {format_mapped(target)}")

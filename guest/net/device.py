@@ -17,6 +17,8 @@ from guest.net.pbuf import PacketBuffer
 
 Sink: TypeAlias = Callable[[Sequence[PacketBuffer]], None]
 
+UNLIMITED = 1 << 30  # room of a device that does not say
+
 IFF_UP = 0x1
 IFF_BROADCAST = 0x2
 IFF_LOOPBACK = 0x8
@@ -49,6 +51,7 @@ class NetDevice:
         gso_max_size: bytes of the largest packet that the device takes when it segments itself; the MTU's frame when it
             does not. `gso_max_segs`: how many segments that may become. `max_slots`: pieces of one packet.
         receiver: where received packets go; None drops and counts them.
+        wants_room: called once, and forgotten, when there is room again; see `when_room`.
     """
 
     gso_max_size = 0
@@ -63,10 +66,22 @@ class NetDevice:
         self.receiver: Sink | None = None
         self.counters: Counter[str] = Counter()
         self.link_changed: Callable[[], None] | None = None  # told when `flags` changed by the device's doing
+        self.wants_room: Callable[[], None] | None = None
 
     def transmit(self, packets: Sequence[PacketBuffer]) -> int:
         """Send packets, first to last; how many were accepted. Those that were not are dropped and counted here."""
         raise NotImplementedError
+
+    def tx_room(self) -> int:
+        """How many frames may follow each other now without overrunning the device; UNLIMITED where it knows no limit.
+
+        What is sent all the same may be dropped. Something is kept back for those who do not ask, such as ARP.
+        """
+        return UNLIMITED
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when there is room again, in a turn of its own. The last one who asks is called."""
+        self.wants_room = callback
 
     def poll(self) -> bool:
         """Deliver some of what has arrived without waiting for an interrupt; whether more is waiting."""

@@ -14,7 +14,7 @@ Promises:
 - The address is given up at the end of the lease, never later; but a lease shorter than `min_lease` counts as one of
   that length, so its address is kept for as much longer.
 
-Times are microseconds. Sections: `DhcpConfig`, `Lease`, the actions, `DhcpClient`.
+Times are microseconds. What may be granted is in dhcp_lease.py. Sections: `DhcpConfig`, the actions, `DhcpClient`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import random
 import struct
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
 from guest.net import dhcp_wire as wire
-from guest.net.address import V4_ANY, V4_BROADCAST, AddressError, Prefix, format_address, netmask_length
+from guest.net.address import V4_ANY, V4_BROADCAST, format_address
 from guest.net.config import SECOND
-from guest.net.dhcp_wire import ClasslessRoute, DhcpError, Message
+from guest.net.dhcp_lease import Lease, read_lease
+from guest.net.dhcp_wire import DhcpError, Message
 
-INFINITE = 0xFFFFFFFF
 PARAMETERS = bytes(
     (
         wire.SUBNET_MASK, wire.CLASSLESS_ROUTES, wire.ROUTER, wire.DNS_SERVERS, wire.HOST_NAME, wire.DOMAIN_NAME,
@@ -88,40 +88,6 @@ class State(Enum):
 
 
 HOLDS_ADDRESS = (State.BOUND, State.RENEWING, State.REBINDING)
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """What a server granted.
-
-    Attributes:
-        address, length: the host's address, and the length of its prefix (0 to 32).
-        server: who granted it.
-        routers, routes: default routers, best first, and the rows of option 121, which replaces them (RFC 3442).
-        dns, search: name servers, and domains to search.
-        hostname: of this host, or None. mtu: bytes of the largest IP packet, or None.
-        start: when the request was sent. seconds: how long it lasts, None for ever.
-        renew_at, rebind_at, expires: T1, T2 and the end; None for a lease without end.
-    """
-
-    address: int
-    length: int
-    server: int
-    routers: tuple[int, ...] = ()
-    routes: tuple[ClasslessRoute, ...] = ()
-    dns: tuple[int, ...] = ()
-    search: tuple[str, ...] = ()
-    hostname: str | None = None
-    mtu: int | None = None
-    start: int = 0
-    seconds: int | None = None
-    renew_at: int | None = None
-    rebind_at: int | None = None
-    expires: int | None = None
-
-    def __str__(self) -> str:
-        lasts = "for ever" if self.seconds is None else f"for {self.seconds} s"
-        return f"{format_address(self.address)}/{self.length} from {format_address(self.server)} {lasts}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,58 +348,10 @@ class DhcpClient:
     def _lease(self, message: Message, start: int) -> Lease:
         """What an offer or acknowledgement grants. Raises DhcpError where it cannot be used."""
         config = self.config
-        server = message.address(wire.SERVER_ID)
-        if server is None or not wire.is_host(server):
-            raise DhcpError("no_server")
-        address = message.yiaddr
-        if not wire.is_host(address):
-            raise DhcpError("address")
-        length = wire.natural_length(address)
-        if wire.SUBNET_MASK in message.options:
-            mask = message.address(wire.SUBNET_MASK)
-            try:
-                length = netmask_length(format_address(mask)) if mask is not None else 0
-            except AddressError:
-                length = 0
-            if length == 0:
-                raise DhcpError("netmask")
-        prefix = Prefix(address, length + 96)
-        if length < 31 and address in (prefix.network, prefix.broadcast):
-            raise DhcpError("address")
-        seconds = message.number(wire.LEASE_TIME, 4)
-        if not seconds:
-            raise DhcpError("no_lease_time")
-        mtu = message.number(wire.INTERFACE_MTU, 2)
-        routes = message.routes()
-        if routes is None and wire.CLASSLESS_ROUTES in message.options:
+        lease = read_lease(message, start, min_lease=config.min_lease, min_mtu=config.min_mtu, most=config.servers)
+        if wire.CLASSLESS_ROUTES in message.options and message.routes() is None:
             self.counters["rx_ignored_routes"] += 1
-        domain = message.text(wire.DOMAIN_NAME)
-        lease = Lease(
-            address, length, server,
-            routers=() if routes else wire.usable(message.addresses(wire.ROUTER), config.servers),
-            routes=tuple(routes or ())[: config.servers * 4],
-            dns=wire.usable(message.addresses(wire.DNS_SERVERS), config.servers),
-            search=tuple((message.search_list() or ([domain] if domain else []))[: config.servers]),
-            hostname=message.text(wire.HOST_NAME),
-            mtu=None if mtu is None else max(mtu, config.min_mtu),
-            start=start,
-        )  # fmt: skip
-        return lease if seconds == INFINITE else self._timed(lease, seconds, message)
-
-    def _timed(self, lease: Lease, seconds: int, message: Message) -> Lease:
-        """The lease with its times; T1 and T2 that do not lie in order within it are a half and 7/8 (§4.4.5)."""
-        duration = max(seconds * SECOND, self.config.min_lease)
-        renew = (message.number(wire.RENEWAL_TIME, 4) or 0) * SECOND
-        rebind = (message.number(wire.REBINDING_TIME, 4) or 0) * SECOND
-        if not 0 < renew < duration:
-            renew = duration // 2
-        if not renew < rebind < duration:
-            rebind = duration * 7 // 8
-        if not renew < rebind:
-            renew = duration // 2
-        start = lease.start
-        t1, t2, end = start + renew, start + rebind, start + duration
-        return replace(lease, seconds=duration // SECOND, renew_at=t1, rebind_at=t2, expires=end)
+        return lease
 
     # -- states ----------------------------------------------------------------------------------------------------
 

@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 
 from guest.net import arp
 from guest.net.address import V4_ANY, V4_BITS, V4_PREFIX, AddressError, format_address, format_mac
-from guest.net.dhcp import Configure, Deconfigure, DhcpClient, DhcpConfig, Lease, Probe, Send, State
+from guest.net.dhcp import Configure, Deconfigure, DhcpClient, DhcpConfig, Probe, Send, State
+from guest.net.dhcp_lease import Lease
 from guest.net.dhcp_wire import CLIENT_PORT, SERVER_PORT
-from guest.net.endpoint import Endpoint
+from guest.net.endpoint import MessageEndpoint
 from guest.net.ethernet import ETH_P_ARP
 from guest.net.interface import Interface
 from guest.net.pbuf import PacketBuffer
@@ -67,7 +68,7 @@ class DhcpService:
         self.client = DhcpClient(mac=interface.mac, rng=rng, config=config, hostname=hostname, log=self._log)
         self._mtu = interface.mtu  # before any server spoke
         self._routes: dict[tuple[int, int], int | None] = {}  # network and prefix length → router
-        self._endpoint: Endpoint | None = None
+        self._endpoint: MessageEndpoint | None = None
         self._timer: tuple[int, Cancellable] | None = None
         self._probing: int | None = None
         self._beneath: Callable[[Sequence[PacketBuffer]], None] | None = None  # the ARP that we listen in front of

@@ -1,19 +1,19 @@
-"""The stub resolver: names to addresses and back, from the hosts table, the cache, and name servers over UDP.
+"""The stub resolver: names to addresses and back, from the hosts table, the cache, and name servers.
 
     pending = resolver.query("www.example.org", 4, on_done=tell)      # A; 6 is AAAA
     pending = resolver.lookup("www.example.org", on_done=tell)        # both, ordered
     addresses = resolver.resolve(env, "www.example.org")              # in a guest process: blocks, raises ResolveError
 
-RFC 1034 §5.3.1, RFC 1123 §6.1, RFC 2308, RFC 5452.
+RFC 1034 §5.3.1, RFC 1123 §6.1, RFC 2308, RFC 5452, RFC 7766.
 
 Promises:
 - Nothing blocks and nothing raises for what a server says; every question ends, with an `Answer`.
 - Each try has a port of its own, which is connected: what comes from another address or port does not arrive. What
   does and is no answer to the question is counted and ignored.
 - At most `pending` questions are under way and `cache` answers kept; the least recently used goes first.
+- A truncated answer is asked for again over TCP, of the same server. Where that comes to nothing, the answer has what
+  the datagram had, and says so; had it nothing, the next server is asked.
 - dnspython loads with the first question that goes to a server.
-
-The TCP fallback for truncated answers is the seam `Resolver.stream`; without it an answer has what came, and says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from guest.net import dns_wire as wire
 from guest.net.address import AddressError, format_address, is_v4, parse_address
@@ -41,12 +41,13 @@ from guest.net.dns_exchange import (
     Try,
     candidates,
 )
-from guest.net.endpoint import Endpoint
+from guest.net.dns_stream import StreamTry
+from guest.net.endpoint import MessageEndpoint
 from guest.net.hosts import Hosts
 from guest.net.timer import Cancellable, Timers
 
-# Sends a query to a server over a stream and calls back with the reply, or with None where that failed.
-Stream: TypeAlias = Callable[[int, bytes, Callable[[bytes | None], None]], None]
+if TYPE_CHECKING:
+    from guest.net.tcp.endpoint import TcpEndpoint
 
 
 class ResolveError(Exception):
@@ -88,8 +89,9 @@ class Query:
         self.on_done = on_done
         self._resolver = resolver
         self._exchange: Exchange | None = None
-        self._endpoint: Endpoint | None = None
+        self._endpoint: MessageEndpoint | None = None
         self._timer: Cancellable | None = None
+        self._stream: StreamTry | None = None
 
     @property
     def done(self) -> bool:
@@ -142,20 +144,32 @@ class Query:
                 return
 
     def _received(self, exchange: Exchange, data: bytes, server: int, port: int) -> None:
-        query = exchange.query
         what = exchange.receive(data, server, port)
-        stream = self._resolver.stream
-        if isinstance(what, Answer) and what.truncated and stream is not None:
-            short = what
-            self._let_go()
-
-            def over_stream(reply: bytes | None) -> None:
-                longer = None if reply is None else exchange.receive(reply, server, wire.PORT)
-                self._step(longer if isinstance(longer, Answer) else short)
-
-            stream(server, query, over_stream)
+        if isinstance(what, Answer) and what.truncated and self._resolver.open_stream is not None:
+            self._ask_over_tcp(exchange, what, server)
         elif what is not None:
             self._step(what)
+
+    def _ask_over_tcp(self, exchange: Exchange, short: Answer, server: int) -> None:
+        """Ask again for what did not fit; `short` is what did."""
+        resolver = self._resolver
+        self._let_go()
+
+        def done(reply: bytes | None, error: str) -> None:
+            self._stream = None
+            what = None if reply is None else exchange.receive(reply, server, wire.PORT)
+            if isinstance(what, Answer):
+                self._step(what)
+                return
+            resolver.counters["rx_stream_failed"] += 1
+            self._step(short if short.ok else what or exchange.failed(error or UNREACHABLE))
+
+        resolver.counters["tx_stream_queries"] += 1
+        if resolver.open_stream is not None:
+            self._stream = StreamTry(
+                resolver.open_stream(4 if is_v4(server) else 6), server, exchange.query, done,
+                timers=resolver.timers, now=resolver.now, wait=resolver.config.stream_wait,
+            )  # fmt: skip
 
     def _late(self) -> None:
         if self._exchange is not None:
@@ -169,6 +183,9 @@ class Query:
             self._endpoint.on_ready = None
             self._endpoint.close()
             self._endpoint = None
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None
 
     def _finish(self, answer: Answer) -> None:
         if self.answer is not None:
@@ -235,6 +252,7 @@ class Resolver:
         now: the time in microseconds.
         rng: source of identifications.
         open_endpoint: a new UDP endpoint of family 4 or 6.
+        open_stream: a new TCP end likewise, for answers that a datagram does not hold; None: they stay truncated.
         timers: the kernel's.
         hosts: names that are known without asking.
         config: times and limits.
@@ -242,7 +260,6 @@ class Resolver:
 
     Attributes:
         counters: queries and replies by name, drops by reason.
-        stream: the TCP fallback, or None.
     """
 
     def __init__(
@@ -250,7 +267,8 @@ class Resolver:
         *,
         now: Callable[[], int],
         rng: random.Random,
-        open_endpoint: Callable[[int], Endpoint],
+        open_endpoint: Callable[[int], MessageEndpoint],
+        open_stream: Callable[[int], TcpEndpoint] | None = None,
         timers: Timers,
         hosts: Hosts | None = None,
         config: DnsConfig | None = None,
@@ -258,11 +276,11 @@ class Resolver:
     ) -> None:
         self.now = now
         self.open = open_endpoint
+        self.open_stream = open_stream
         self.timers = timers
         self.hosts = hosts if hosts is not None else Hosts()
         self.config = config or DnsConfig()
         self.counters: Counter[str] = Counter()
-        self.stream: Stream | None = None
         self._rng = rng
         self._reachable = reachable
         self._sources: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}

@@ -35,6 +35,7 @@ class DnsConfig:
         cache: answers that are kept. max_ttl, max_negative_ttl: seconds that one is kept at most.
         pending: questions under way at once. servers, search: how many are used.
         ignored: replies to one try that are not its answer before it counts as failed.
+        stream_wait: for an answer over TCP, the connection included.
     """
 
     wait: int = 2 * SECOND
@@ -47,6 +48,7 @@ class DnsConfig:
     servers: int = 8
     search: int = 8
     ignored: int = 64
+    stream_wait: int = 5 * SECOND
 
 
 @dataclass(frozen=True, slots=True)

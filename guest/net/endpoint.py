@@ -1,4 +1,4 @@
-"""The endpoint: one communication end below the system calls, and the receive queue that UDP and raw ones share.
+"""The endpoint: one communication end below the system calls; and the receive queue of ends of messages (UDP, raw).
 
 An endpoint never blocks and never raises for what a peer or a caller does: calls give 0 or an `errno` number, the same
 that Linux gives. Addresses are 128-bit numbers; an endpoint of family 4 has IPv4-mapped ones only, an endpoint of
@@ -7,13 +7,13 @@ family 6 that is not `v6only` speaks both families and shows IPv4 peers in their
 What the system calls have to add: they block; they take a pending error (`take_error`) before they `receive`; at an
 empty queue they return end of file when `shut_read` is set; they check families, lengths and types of addresses.
 
-Promises:
+Promises of a `MessageEndpoint`:
 - What a queue is charged for the memory that it pins (`queued_bytes`: the bytes, and an estimate of the objects around
   each datagram and each of its pieces) never exceeds `options.rcvbuf`. What would exceed it is dropped, newest first,
   and counted in `drops`.
 - A queued packet was asked to `keep` itself, so a reader that sleeps does not starve a driver.
 
-Sections: `SocketOptions`, `Datagram`, `Endpoint`.
+Sections: `SocketOptions`, `Datagram`, `Endpoint`, `MessageEndpoint`.
 """
 
 from __future__ import annotations
@@ -52,8 +52,13 @@ class SocketOptions:
         broadcast: SO_BROADCAST.
         v6only: IPV6_V6ONLY; not to be changed once bound.
         bind_device: SO_BINDTODEVICE: only packets of this interface, and out of it.
-        rcvbuf, sndbuf: bytes, as getsockopt tells them (twice what setsockopt was given). Sending never waits, so
-            sndbuf changes nothing.
+        rcvbuf, sndbuf: bytes, as getsockopt tells them (twice what setsockopt was given). Messages never wait to be
+            sent, so that sndbuf is for streams alone. rcvbuf_fixed, sndbuf_fixed: a caller has chosen them, and a
+            stream does not tune them.
+        keepalive: SO_KEEPALIVE: a stream that says nothing is probed.
+        oob_inline: SO_OOBINLINE: urgent data stays in its place in the stream.
+        linger: SO_LINGER: microseconds that closing a stream waits for its peer to have everything, 0 to reset it;
+            None where it was not asked for.
         ttl: IP_TTL; hop_limit: IPV6_UNICAST_HOPS; None for the stack's default.
         tos: IP_TOS; tclass: IPV6_TCLASS.
         multicast_ttl: IP_MULTICAST_TTL and IPV6_MULTICAST_HOPS.
@@ -77,6 +82,11 @@ class SocketOptions:
     bind_device: Interface | None = None
     rcvbuf: int = BUFFER
     sndbuf: int = BUFFER
+    rcvbuf_fixed: bool = False
+    sndbuf_fixed: bool = False
+    keepalive: bool = False
+    oob_inline: bool = False
+    linger: int | None = None
     ttl: int | None = None
     hop_limit: int | None = None
     tos: int = 0
@@ -122,8 +132,7 @@ class Datagram(NamedTuple):
 
 
 class Endpoint:
-    """One communication end. This base has the receive queue, errors and states; what it raises NotImplementedError for
-    is the protocol's.
+    """One communication end: names, options, errors and states. What raises NotImplementedError is the protocol's.
 
     Args:
         family: 4, or 6.
@@ -138,10 +147,7 @@ class Endpoint:
         errors: with `options.recverr`, the ICMP errors themselves, oldest first (MSG_ERRQUEUE takes from the left).
         on_ready: called after an arrival, an error, a shutdown or a close: whoever waits should look again.
         options: see `SocketOptions`.
-        drops: packets that were for this end and not queued, since it was opened (SK_MEMINFO_DROPS).
-        queued_bytes: what the queue is charged for the memory that it pins.
         shut_read, shut_write: what was shut down. closed: whether `close` was called.
-        groups: (group, interface) of the multicast memberships.
     """
 
     protocol = 0
@@ -154,13 +160,9 @@ class Endpoint:
         self.errors: deque[IcmpError] = deque(maxlen=64)
         self.on_ready: Callable[[], None] | None = None
         self.options = SocketOptions()
-        self.drops = 0
-        self.queued_bytes = 0
         self.shut_read = False
         self.shut_write = False
         self.closed = False
-        self.groups: set[tuple[int, Interface]] = set()
-        self._queue: deque[tuple[Datagram, int]] = deque()  # with what each is charged
 
     # -- what the protocol does ----------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ class Endpoint:
         raise NotImplementedError
 
     def connect(self, addr: int, port: int, interface: Interface | None = None) -> int:
-        """Fix the remote end: only its packets are received, its errors are reported, and `send` needs no address.
+        """Fix the remote end: only its packets are received, its errors are reported, and sending needs no address.
 
         `interface` is the zone of a link-local address. 0, ENETUNREACH, EACCES (a broadcast address without
         `options.broadcast`), EINVAL, EAGAIN (no port free) or EBADF.
@@ -182,6 +184,66 @@ class Endpoint:
     def disconnect(self) -> int:
         """Undo `connect` (connecting to AF_UNSPEC), and the bind that it made."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Give up port and all else that it has. Any later call gives EBADF; closing again does nothing."""
+        raise NotImplementedError
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is something to receive, or the end of it. (An error makes poll say POLLERR, not POLLIN.)"""
+        raise NotImplementedError
+
+    @property
+    def writable(self) -> bool:
+        """Whether sending would not have to wait."""
+        raise NotImplementedError
+
+    # -- errors and states ---------------------------------------------------------------------------------------
+
+    def take_error(self) -> int:
+        """The pending error, which is then no longer pending (SO_ERROR); 0 for none."""
+        number, self.error = self.error, 0
+        return number
+
+    def fail(self, number: int, error: IcmpError | None = None) -> None:
+        """Make `number` the pending error; `error` is queued where `options.recverr` asks for it."""
+        if error is not None and self.options.recverr:
+            self.errors.append(error)
+        self.error = number
+        if self.on_ready is not None:
+            self.on_ready()
+
+    def shutdown(self, how: int) -> int:
+        """SHUT_RD, SHUT_WR or SHUT_RDWR; 0, EINVAL, EBADF, or ENOTCONN, which still shuts down, as on Linux."""
+        if self.closed:
+            return errno.EBADF
+        if how not in (SHUT_RD, SHUT_WR, SHUT_RDWR):
+            return errno.EINVAL
+        self.shut_read = self.shut_read or how != SHUT_WR
+        self.shut_write = self.shut_write or how != SHUT_RD
+        if self.on_ready is not None:
+            self.on_ready()
+        return 0 if self.remote is not None else errno.ENOTCONN
+
+
+class MessageEndpoint(Endpoint):
+    """An end of messages, each with its own addresses: the receive queue, and memberships of multicast groups.
+
+    Attributes:
+        drops: packets that were for this end and not queued, since it was opened (SK_MEMINFO_DROPS).
+        queued_bytes: what the queue is charged for the memory that it pins.
+        groups: (group, interface) of the multicast memberships.
+    """
+
+    def __init__(self, family: int) -> None:
+        super().__init__(family)
+        self.drops = 0
+        self.queued_bytes = 0
+        self.groups: set[tuple[int, Interface]] = set()
+        self._queue: deque[tuple[Datagram, int]] = deque()  # with what each is charged
+
+    # -- what the protocol does ----------------------------------------------------------------------------------
 
     def send(
         self,
@@ -217,10 +279,6 @@ class Endpoint:
         """End a membership; 0, EINVAL, or EADDRNOTAVAIL where there is none."""
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Give up port, memberships and what is queued. Any later call gives EBADF; closing again does nothing."""
-        raise NotImplementedError
-
     # -- receiving -----------------------------------------------------------------------------------------------
 
     def receive(self, peek: bool = False) -> Datagram | None:
@@ -235,7 +293,10 @@ class Endpoint:
         return datagram
 
     def deliver(self, datagram: Datagram) -> bool:
-        """Queue a datagram; False where it would exceed `options.rcvbuf`: it is dropped and counted here."""
+        """Queue a datagram; False where it would exceed `options.rcvbuf`: it is dropped and counted here.
+
+        Whoever delivers calls `on_ready` once it has counted and traced: a reader may answer at once.
+        """
         payload = datagram.payload
         if payload.lease is not None and payload.lease.scarce():
             payload = payload.copy()
@@ -248,43 +309,12 @@ class Endpoint:
             return False
         self.queued_bytes += size
         self._queue.append((datagram, size))
-        if self.on_ready is not None:
-            self.on_ready()
         return True
 
     @property
     def readable(self) -> bool:
-        """Whether `receive` has something, or would say end of file. (An error makes poll say POLLERR, not POLLIN.)"""
         return bool(self._queue) or self.shut_read
 
     @property
     def writable(self) -> bool:
-        """Whether `send` would not have to wait: always, for datagrams."""
         return True
-
-    # -- errors and states ---------------------------------------------------------------------------------------
-
-    def take_error(self) -> int:
-        """The pending error, which is then no longer pending (SO_ERROR); 0 for none."""
-        number, self.error = self.error, 0
-        return number
-
-    def fail(self, number: int, error: IcmpError | None = None) -> None:
-        """Make `number` the pending error; `error` is queued where `options.recverr` asks for it."""
-        if error is not None and self.options.recverr:
-            self.errors.append(error)
-        self.error = number
-        if self.on_ready is not None:
-            self.on_ready()
-
-    def shutdown(self, how: int) -> int:
-        """SHUT_RD, SHUT_WR or SHUT_RDWR; 0, EINVAL, EBADF, or ENOTCONN, which still shuts down, as on Linux."""
-        if self.closed:
-            return errno.EBADF
-        if how not in (SHUT_RD, SHUT_WR, SHUT_RDWR):
-            return errno.EINVAL
-        self.shut_read = self.shut_read or how != SHUT_WR
-        self.shut_write = self.shut_write or how != SHUT_RD
-        if self.on_ready is not None:
-            self.on_ready()
-        return 0 if self.remote is not None else errno.ENOTCONN

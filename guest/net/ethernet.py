@@ -47,7 +47,7 @@ class Ethernet(Layer):
 
     Args:
         mac: the interface's address, 6 bytes.
-        mtu: bytes of the largest IP packet; longer frames are dropped, unless they were merged by offload.
+        mtu: bytes of the largest IP packet that is taken in; longer frames are dropped, unless offload merged them.
         transmit: takes whole frames.
 
     Attributes:
@@ -67,7 +67,7 @@ class Ethernet(Layer):
         self.promiscuous = False
         self.packet_hook: Handler | None = None
         self._outgoing: list[PacketBuffer] = []
-        self._corked = False
+        self._holds = 0
 
     def input(self, packets: Sequence[PacketBuffer]) -> None:
         """Whole frames arrived."""
@@ -115,12 +115,11 @@ class Ethernet(Layer):
             return
         if self.packet_hook is not None:
             self.packet_hook(passed)
-        self._corked = True
+        self.hold()
         try:
             self._dispatch(passed)
         finally:
-            self._corked = False
-            self.flush()
+            self.release()
 
     def _dispatch(self, packets: Sequence[PacketBuffer]) -> None:
         run: list[PacketBuffer] = []
@@ -158,11 +157,26 @@ class Ethernet(Layer):
         if self.trace is not None:
             self.trace(self.stage, packet, f"{self.mac.hex(':')} > {destination.hex(':')} {ethertype:#06x}")
         self._outgoing.append(packet)
-        if not self._corked:
+        if not self._holds:
+            self.flush()
+
+    @property
+    def held(self) -> int:
+        """Frames that are held back."""
+        return len(self._outgoing)
+
+    def hold(self) -> None:
+        """Hold back what is sent from now on, until as many calls of `release`: it goes down in one batch."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """See `hold`."""
+        self._holds -= 1
+        if not self._holds:
             self.flush()
 
     def flush(self) -> None:
-        """Hand down what was held back while a batch came in."""
+        """Hand down what was held back."""
         packets = self._outgoing
         if packets:
             self._outgoing = []

@@ -105,6 +105,34 @@ def walk(packet: PacketBuffer, header: IpHeader, joined: bool) -> IpHeader | Ref
     return header._replace(protocol=protocol, size=at, named_at=named_at, extended=False)
 
 
+def upper(packet: PacketBuffer, header: IpHeader) -> tuple[int | None, int, int]:
+    """What a packet carries that is on its way through: (protocol, its offset, fragment as in `IpHeader`).
+
+    Nothing is checked but that the walk stays inside the packet: options are no router's business. The protocol is None
+    where no walk leads to it, for want of bytes or after `MAX_HEADERS` headers. Of a fragment that is not the first the
+    walk ends at its fragment header.
+    """
+    at = header.size
+    protocol = header.protocol
+    fragment = 0
+    for _ in range(MAX_HEADERS):
+        if protocol not in EXTENSIONS:
+            return protocol, at, fragment
+        start = packet.peek(at, 8)
+        if len(start) < 8:
+            break
+        if protocol == FRAGMENT:
+            word = int.from_bytes(start[2:4], "big")
+            fragment = word >> 3 << 1 | word & 1
+            if fragment > 1:
+                return start[0], at + 8, fragment
+            at += 8
+        else:
+            at += (start[1] + 1) * 8
+        protocol = start[0]
+    return (None if protocol in EXTENSIONS else protocol), at, fragment
+
+
 def check_options(options: memoryview, offset: int, to_group: bool) -> Refusal | None:
     """Walk the options of one header; why to drop the packet, or None.
 

@@ -6,7 +6,7 @@ stands here as well, because a header says which one it came in by.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from guest.net.address import Prefix
@@ -15,6 +15,10 @@ from guest.net.pbuf import PacketBuffer
 
 class IpInterface(Protocol):
     """What the engine asks of an interface. Interfaces are told apart by identity and may be keys."""
+
+    @property
+    def name(self) -> str:
+        """What people and rules call it."""
 
     @property
     def addresses(self) -> Sequence[Prefix]:
@@ -45,11 +49,27 @@ class IpInterface(Protocol):
         """Whether it carries IP packets without a link header: the loopback, and TUN-style interfaces."""
 
     @property
+    def gso_max_size(self) -> int:
+        """Bytes of the largest IP packet that it cuts into segments itself; 0 where it does not."""
+
+    @property
     def is_up(self) -> bool:
         """Whether packets may be sent."""
 
     def send(self, packet: PacketBuffer, next_hop: int, cast: int) -> None:
         """Send an IP packet to a neighbour."""
+
+    def room(self) -> int:
+        """How many packets may follow each other now; 0 or less for none."""
+
+    def hold(self) -> None:
+        """Hold back what is sent until `release`, so that it leaves in one batch."""
+
+    def release(self) -> None:
+        """See `hold`."""
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when there is room again."""
 
 
 class IpHeader(NamedTuple):

@@ -44,6 +44,8 @@ def forward(engine: IpEngine, packet: PacketBuffer, header: IpHeader, codec: Cod
     if size > mtu and not codec.may_fragment(fixed):
         refuse(packet, header, Refusal("rx_dropped_too_big", "too_big", mtu))
         return
+    if engine.guard is not None and not engine.guard.forward(engine, packet, header, out):
+        return
     engine.counters["forwarded"] += 1
     fresh = _with_header(bytes(fixed), packet)
     codec.hop_passed(fresh.linear)

@@ -111,6 +111,8 @@ class Icmp(IcmpLayer):
 
     def report(self, packet: PacketBuffer, header: IpHeader, kind: str, value: int) -> None:
         """The engine or a transport asks for an error: see `KINDS`; `value` is an MTU or the offset of a bad byte."""
-        if kind in KINDS:
+        if kind == "refused":
+            self.tell_sender(Quote(header.src, header.dst, header.protocol, packet.tobytes()), *KINDS["port"])
+        elif kind in KINDS:
             word = value & 0xFFFF if kind == "too_big" else value << 24 & 0xFF00_0000 if kind == "parameter" else 0
             self.send_error(packet, header, *KINDS[kind], word)

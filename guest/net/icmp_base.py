@@ -8,9 +8,9 @@ Promises:
   request's memory, not copied, and nothing is written into that memory.
 - An error is never sent about an error, a broadcast or multicast (RFC 4443 has two exceptions), a fragment that is not
   the first, or a source that is not one host; all errors of a family together keep within a token bucket.
-- A received error is believed only if the packet that it quotes is long enough, has an own source, and somebody here
-  knows it: whoever takes the errors of its protocol, or, for an echo reply that was too big, the list of the last
-  `REMEMBERED_REPLIES` large ones. Nothing else changes a path MTU.
+- A received error is believed only if the packet that it quotes is long enough and has an own source.
+- It changes a path MTU only if that packet was sent here: whoever takes the errors of its protocol knows it, or it is
+  among the last large packets of the raw ends or the last large echo replies (`REMEMBERED` of each).
 
 Every message that comes in is counted once more: under `rx_echo_requests`, `rx_echo_replies`, `rx_errors`, `rx_nd`,
 `rx_mld`, `rx_ignored_…` or `rx_dropped_…`.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from guest.net.address import is_loopback, is_multicast, is_unspecified
 from guest.net.checksum import checksum, sum_views, update
@@ -32,8 +32,8 @@ from guest.net.ip import IpEngine, IpInterface
 from guest.net.layer import Layer
 from guest.net.pbuf import CAST_HOST, SMALL_FRAME, PacketBuffer
 
-REMEMBERED_REPLIES = 256
-LARGE_REPLY = 512  # bytes of a message; no path that we believe in is too narrow for smaller ones (see pmtu.py)
+REMEMBERED = 256
+LARGE = 512  # bytes behind the IP header; no path that we believe in is too narrow for less (see pmtu.py)
 
 
 class Quote(NamedTuple):
@@ -43,6 +43,16 @@ class Quote(NamedTuple):
     dst: int
     protocol: int
     rest: bytes
+
+
+class RawEnds(Protocol):
+    """What ICMP asks of the raw ends."""
+
+    def icmp_error(self, protocol: int, error: IcmpError) -> bool:
+        """An error about a packet of `protocol`: tell the ends that it may be of; whether there were any."""
+
+    def has_sent(self, dst: int, protocol: int, start: bytes) -> bool:
+        """Whether a large packet with these first 8 bytes behind its IP header was sent of late."""
 
 
 class IcmpLayer(Layer):
@@ -59,6 +69,7 @@ class IcmpLayer(Layer):
     Attributes:
         echo: the identifiers.
         error_handlers: protocol number → who wants errors about its packets; it returns whether they were its own.
+        raw: the raw ends; they hear of an error before its handler does.
     """
 
     family: int
@@ -84,8 +95,9 @@ class IcmpLayer(Layer):
         self._config = config
         self.echo = echo
         self.error_handlers = error_handlers
+        self.raw: RawEnds | None = None
         self._bucket = TokenBucket(now, config.icmp_rate, config.icmp_burst)
-        self._replied: deque[tuple[int, bytes]] = deque(maxlen=REMEMBERED_REPLIES)  # peer; identifier and number
+        self._replied: deque[tuple[int, bytes]] = deque(maxlen=REMEMBERED)  # peer; identifier and number
         echo.senders[self.family] = self
         error_handlers[self.protocol] = self._echo_failed
         ip.handlers[self.protocol] = self.input
@@ -113,20 +125,16 @@ class IcmpLayer(Layer):
     def input(self, packet: PacketBuffer, header: IpHeader) -> None:
         """A message arrived, with its IP header pulled."""
         self.counters["rx_packets"] += 1
-        result = self._receive(packet, header)
-        if result.startswith("rx_dropped"):
-            self.drop(packet, result)
-        else:
-            self.counters[result] += 1
-            if self.trace is not None:
-                self.trace(self.stage, packet, result)
+        self.settle(packet, self._receive(packet, header))
 
     def _receive(self, packet: PacketBuffer, header: IpHeader) -> str:
         if not packet.pullup(HEADER_SIZE):
             return "rx_dropped_short"
-        if sum_views(packet.views(), self.pseudo_sum(header.src, header.dst, len(packet))) != 0xFFFF:
+        if not self.is_whole(packet, header):
             return "rx_dropped_checksum"
         kind, code, check, ident, seq = HEADER.unpack_from(packet.area, packet.data)
+        if self.trace is not None:
+            self.trace(self.stage, packet, f"type {kind} code {code}")
         if kind == self.echo_request:
             return self._answer(packet, header, check, code)
         if kind == self.echo_reply:
@@ -135,6 +143,10 @@ class IcmpLayer(Layer):
                 return "rx_ignored_no_port"
             return "rx_echo_replies" if owner.echo_reply(packet, header) else "rx_dropped_queue_full"
         return self.receive(packet, header, kind, code, ident << 16 | seq)
+
+    def is_whole(self, packet: PacketBuffer, header: IpHeader) -> bool:
+        """Whether the checksum of a message is right, its IP header pulled."""
+        return sum_views(packet.views(), self.pseudo_sum(header.src, header.dst, len(packet))) == 0xFFFF
 
     def answers_groups(self) -> bool:
         """Whether pings to broadcast and multicast addresses are answered."""
@@ -170,7 +182,7 @@ class IcmpLayer(Layer):
             reply.lease = packet.lease
         if not ours and self.family == 6:  # other addresses than the request's are covered
             self._sum_up(reply, src, header.src)
-        about = bytes(reply.area[reply.data + 4 : reply.data + 8]) if size >= LARGE_REPLY - HEADER_SIZE else b""
+        about = bytes(reply.area[reply.data + 4 : reply.data + 8]) if size >= LARGE - HEADER_SIZE else b""
         failed = self._send(reply, header.src, src, header, tos=header.tos)
         if not failed:
             self.counters["tx_echo_replies"] += 1
@@ -187,16 +199,25 @@ class IcmpLayer(Layer):
         if not self._ip.is_local(quote.src):
             return "rx_dropped_quote_foreign"
         error = IcmpError(kind, code, mtu, header.src, quote.src, quote.dst, quote.rest, self.family)
-        handler = self.error_handlers.get(quote.protocol)
-        own = handler is not None and handler(error)
-        known = own
-        if quote.protocol == self.protocol and quote.rest[0] == self.echo_reply:
-            # No port sent it, and a raw end that hears of it proves nothing: the list does.
-            known = (quote.dst, quote.rest[4:8]) in self._replied
-        if error.too_big and known:
+        told, own = self._tell(quote.protocol, error)
+        if error.too_big and (own or self._was_sent(quote)):
             self._ip.packet_too_big(quote.dst, mtu)
             return "rx_errors"
-        return "rx_errors" if own else "rx_ignored_no_port"
+        return "rx_errors" if told else "rx_ignored_no_port"
+
+    def _tell(self, protocol: int, error: IcmpError) -> tuple[bool, bool]:
+        """Tell whoever may have sent the packet: whether there was anybody, and whether somebody knows that he did."""
+        heard = self.raw is not None and self.raw.icmp_error(protocol, error)
+        handler = self.error_handlers.get(protocol)
+        own = handler is not None and handler(error)
+        return heard or own, own
+
+    def _was_sent(self, quote: Quote) -> bool:
+        """Whether the quoted packet, which no handler knows, is remembered."""
+        if quote.protocol == self.protocol and quote.rest[0] == self.echo_reply:
+            if (quote.dst, quote.rest[4:8]) in self._replied:
+                return True
+        return self.raw is not None and self.raw.has_sent(quote.dst, quote.protocol, quote.rest[:8])
 
     def _echo_failed(self, error: IcmpError) -> bool:
         if error.family != self.family or error.quoted[0] != self.echo_request:
@@ -311,7 +332,9 @@ class IcmpLayer(Layer):
             self.send_error(packet, header, *self.host_unreachable)
             return
         quote = self.read_quote(packet.tobytes())
-        handler = None if isinstance(quote, str) else self.error_handlers.get(quote.protocol)
-        if handler is not None and isinstance(quote, Quote):
-            kind, code = self.host_unreachable
-            handler(IcmpError(kind, code, 0, quote.src, quote.src, quote.dst, quote.rest, self.family))
+        if isinstance(quote, Quote):
+            self.tell_sender(quote, *self.host_unreachable)
+
+    def tell_sender(self, quote: Quote, kind: int, code: int) -> None:
+        """Tell whoever sent an own packet, its `rest` at least 8 bytes, that it got no further than here."""
+        self._tell(quote.protocol, IcmpError(kind, code, 0, quote.src, quote.src, quote.dst, quote.rest, self.family))

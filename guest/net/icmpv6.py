@@ -123,5 +123,7 @@ class Icmpv6(IcmpLayer):
 
     def report(self, packet: PacketBuffer, header: IpHeader, kind: str, value: int) -> None:
         """The engine or a transport asks for an error: see `KINDS`; `value` is an MTU or the offset of a bad byte."""
-        if kind in KINDS:
+        if kind == "refused":
+            self.tell_sender(Quote(header.src, header.dst, header.protocol, packet.tobytes()), *KINDS["port"])
+        elif kind in KINDS:
             self.send_error(packet, header, *KINDS[kind], value, groups=kind in ABOUT_GROUPS)

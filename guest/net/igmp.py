@@ -1,19 +1,16 @@
 """IGMP: IPv4 multicast memberships told to routers. RFC 3376 (version 3), RFC 2236 (version 2), RFC 1112 (version 1).
 
-How memberships are kept is in membership.py. Every message that comes in is counted once more: under `rx_queries`,
-`rx_reports`, `rx_ignored_…` or `rx_dropped_…`.
+How memberships are kept is in membership.py.
 """
 
 from __future__ import annotations
 
-import random
 import struct
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from guest.net.address import V4_ALL_HOSTS, V4_BITS, V4_PREFIX, is_multicast
+from guest.net.address import V4_ALL_HOSTS, V4_BITS, V4_PREFIX, format_mapped, is_multicast
 from guest.net.checksum import checksum, sum_views
-from guest.net.config import SECOND, NetConfig
+from guest.net.config import SECOND
 from guest.net.family import IpHeader
 from guest.net.membership import ALL_GROUPS, Membership, Query, response_time
 from guest.net.pbuf import PacketBuffer
@@ -36,47 +33,21 @@ ALL_ROUTERS = V4_PREFIX | 0xE000_0002
 V3_REPORTERS = V4_PREFIX | 0xE000_0016  # 224.0.0.22
 TOS = 0xC0  # internetwork control (RFC 3376 §4)
 TENTH = SECOND // 10
-IP_HEADER = 24  # with the router alert option
 
 
 class Igmp(Membership):
-    """IGMP of one interface.
+    """IGMP of one interface."""
 
-    Args:
-        now, rng, config, counters: see `Membership`.
-        mtu: of the interface, when asked.
-        output: sends a message to a group.
-    """
-
-    def __init__(
-        self,
-        *,
-        now: Callable[[], int],
-        rng: random.Random,
-        config: NetConfig,
-        mtu: Callable[[], int],
-        output: Callable[[bytes, int], None],
-        counters: Counter[str] | None = None,
-    ) -> None:
-        super().__init__("igmp", now=now, rng=rng, config=config, counters=counters)
-        self._mtu = mtu
-        self._output = output
+    name = "igmp"
+    protocol = PROTOCOL
+    tos = TOS
+    overhead = 24 + HEADER_SIZE  # the IP header has the router alert option
+    record_size = RECORD.size
 
     def reported(self, group: int) -> bool:
         return group != V4_ALL_HOSTS
 
-    def input(self, packet: PacketBuffer, header: IpHeader) -> None:
-        """A message arrived, with its IP header pulled."""
-        self.counters["rx_packets"] += 1
-        result = self._receive(packet, header)
-        if result.startswith("rx_dropped"):
-            self.drop(packet, result)
-            return
-        self.counters[result] += 1
-        if self.trace is not None:
-            self.trace(self.stage, packet, result)
-
-    def _receive(self, packet: PacketBuffer, header: IpHeader) -> str:
+    def read(self, packet: PacketBuffer, header: IpHeader) -> str:
         size = len(packet)
         if not packet.pullup(min(size, V3_QUERY_SIZE)) or size < HEADER_SIZE:
             return "rx_dropped_short"
@@ -86,6 +57,8 @@ class Igmp(Membership):
         if header.ttl != 1:
             return "rx_dropped_ttl"  # such messages never cross a router
         group = V4_PREFIX | number if number else ALL_GROUPS
+        if self.trace is not None:
+            self.trace(self.stage, packet, f"type {kind:#04x} group {format_mapped(group)}")
         if kind in (V1_REPORT, V2_REPORT):
             return self.overheard(group)
         if kind != QUERY:
@@ -102,12 +75,9 @@ class Igmp(Membership):
         # One that names sources is answered as well: we want them all.
         return self.queried(Query(group, response_time(code, 8) * TENTH, False))
 
-    def send_reports(self, records: Sequence[tuple[int, int]]) -> None:
-        most = max(1, (self._mtu() - IP_HEADER - HEADER_SIZE) // RECORD.size)
-        for start in range(0, len(records), most):
-            part = records[start : start + most]
-            body = b"".join(RECORD.pack(kind, 0, 0, group & V4_BITS) for kind, group in part)
-            self._send(V3_REPORT, len(part), body, V3_REPORTERS)
+    def send_report(self, records: Sequence[tuple[int, int]]) -> None:
+        body = b"".join(RECORD.pack(kind, 0, 0, group & V4_BITS) for kind, group in records)
+        self._send(V3_REPORT, len(records), body, V3_REPORTERS)
 
     def send_old(self, group: int, joined: bool) -> None:
         if joined:
@@ -116,6 +86,5 @@ class Igmp(Membership):
             self._send(V2_LEAVE, group & V4_BITS, b"", ALL_ROUTERS)
 
     def _send(self, kind: int, word: int, body: bytes, to: int) -> None:
-        self.counters["tx_reports"] += 1
         check = checksum((HEADER.pack(kind, 0, 0, word), body))
         self._output(HEADER.pack(kind, 0, check, word) + body, to)

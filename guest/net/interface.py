@@ -41,11 +41,10 @@ from guest.net.device import (
     IFF_PROMISC,
     IFF_RUNNING,
     IFF_UP,
+    UNLIMITED,
+    NetDevice,
 )
 from guest.net.ethernet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Ethernet
-from guest.net.igmp import PROTOCOL as IGMP
-from guest.net.igmp import TOS as IGMP_TOS
-from guest.net.igmp import Igmp
 from guest.net.interface6 import Interface6
 from guest.net.layer import Layer
 from guest.net.neighbour import NeighbourCache
@@ -53,6 +52,7 @@ from guest.net.pbuf import CAST_BROADCAST, CAST_HOST, CAST_MULTICAST, PacketBuff
 from guest.net.source import source_address
 
 if TYPE_CHECKING:
+    from guest.net.igmp import Igmp
     from guest.net.stack import Stack
 
 __all__ = ["Interface", "Output"]
@@ -74,7 +74,8 @@ class Interface:
         addresses: own addresses with their prefixes (`Prefix`), in the order in which they were added.
         tentative, deprecated: those of them that are being checked, and that new conversations should not start from.
         counters: packets, bytes and drops of the link layer.
-        arp, neighbours, igmp, v6: None where there is no link header. `v6` has nd, slaac and mld.
+        arp, neighbours, igmp, v6: None where there is no link header, `igmp` also where `NetConfig.membership` is off.
+            `v6` has nd, slaac and mld.
         status_callback: told after the interface went up or down, and after its addresses changed while up.
         bare: whether packets have no link header.
     """
@@ -90,9 +91,10 @@ class Interface:
         self.name = name
         self.index = index
         self.mac = mac
-        self.mtu = mtu
-        self.mtu6 = mtu
+        self.mtu = self.mtu6 = self._device_mtu = mtu
         self.hop_limit = 0
+        self.gso_max_size = 0
+        self.queue: NetDevice | None = None
         self.addresses: list[Prefix] = []
         self.tentative: set[int] = set()
         self.deprecated: set[int] = set()
@@ -139,14 +141,17 @@ class Interface:
             owner=self,
             counters=stack.arp_counters,
         )
-        self.igmp = Igmp(
-            now=stack.now,
-            rng=stack.rng,
-            config=stack.config,
-            mtu=lambda: self.mtu,
-            output=self._send_igmp,
-            counters=stack.igmp_counters,
-        )
+        if stack.config.membership:
+            from guest.net.igmp import Igmp  # noqa: PLC0415 - switched off, it is not loaded
+
+            self.igmp = Igmp(
+                now=stack.now,
+                rng=stack.rng,
+                config=stack.config,
+                mtu=lambda: self.mtu,
+                output=self._send_igmp,
+                counters=stack.igmp_counters,
+            )
         self.v6 = Interface6(self, mac, self.neighbours)
         ethernet.handlers[ETH_P_ARP] = self.arp.input
         ethernet.groups |= ALWAYS
@@ -209,12 +214,16 @@ class Interface:
             self._ethernet.promiscuous = promiscuous
 
     def set_mtu(self, mtu: int) -> None:
-        """Change the MTU, for both families. Raises ValueError outside 68 to 65,536."""
+        """Change the MTU, for both families. Raises ValueError outside 68 to 65,536.
+
+        What is sent gets no larger than that. What is received may still be as large as the interface began with, for
+        that is what its device takes in: a lease or an administrator says nothing about what the others have.
+        """
         if not MIN_MTU <= mtu <= MAX_MTU:
             raise ValueError(f"an MTU of {mtu} is not within {MIN_MTU} to {MAX_MTU}")
         self.mtu = self.mtu6 = mtu
         if self._ethernet is not None:
-            self._ethernet.mtu = mtu
+            self._ethernet.mtu = max(mtu, self._device_mtu)
         self.stack.changed("link", self, f"mtu {mtu}")
 
     # -- addresses -----------------------------------------------------------------------------------------------
@@ -302,7 +311,8 @@ class Interface:
         return " ".join(words)
 
     def _marks(self) -> list[tuple[str, set[int]]]:
-        dynamic = set() if self.v6 is None else set(self.v6.slaac.addresses)
+        slaac = None if self.v6 is None else self.v6.slaac
+        dynamic = set() if slaac is None else set(slaac.addresses)
         return [("tentative", self.tentative), ("deprecated", self.deprecated), ("dynamic", dynamic)]
 
     def owns(self, address: int) -> bool:
@@ -314,7 +324,7 @@ class Interface:
         off = self._off_link
         if any(prefix.contains(address) and prefix.address not in off for prefix in self.addresses):
             return True
-        return self.v6 is not None and self.v6.slaac.on_link(address)
+        return self.v6 is not None and self.v6.slaac is not None and self.v6.slaac.on_link(address)
 
     def source_for(self, address: int) -> int | None:
         """Which own address to use towards `address`."""
@@ -357,8 +367,12 @@ class Interface:
             (membership.join if joined else membership.leave)(group)
 
     def _send_igmp(self, message: bytes, group: int) -> None:
-        packet = PacketBuffer.from_bytes(message)
-        self.stack.ip.output(packet, group, IGMP, ttl=1, tos=IGMP_TOS, interface=self, router_alert=True)
+        igmp = self.igmp
+        if igmp is not None:
+            packet = PacketBuffer.from_bytes(message)
+            self.stack.ip.output(
+                packet, group, igmp.protocol, ttl=1, tos=igmp.tos, interface=self, router_alert=True
+            )
 
     # -- packets -------------------------------------------------------------------------------------------------
 
@@ -387,6 +401,28 @@ class Interface:
         elif cast == CAST_BROADCAST:
             ethernet.output(packet, MAC_BROADCAST, packet.protocol)
 
+    def room(self) -> int:
+        """How many packets may follow each other now without overrunning the device."""
+        queue = self.queue
+        if queue is None:
+            return UNLIMITED
+        return queue.tx_room() - (0 if self._ethernet is None else self._ethernet.held)
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when there is room again; the last one who asks is called."""
+        if self.queue is not None:
+            self.queue.when_room(callback)
+
+    def hold(self) -> None:
+        """Hold back what is sent from now on, until as many calls of `release`: it goes to the device in one batch."""
+        if self._ethernet is not None:
+            self._ethernet.hold()
+
+    def release(self) -> None:
+        """See `hold`."""
+        if self._ethernet is not None:
+            self._ethernet.release()
+
     def _send_frame(self, packet: PacketBuffer, mac: bytes) -> None:
         if self._ethernet is not None:
             self._ethernet.output(packet, mac, packet.protocol)
@@ -403,21 +439,22 @@ class Interface:
 
     def poll(self, now: int) -> bool:
         """Do what is due; whether anything was."""
-        if self.neighbours is None or self.arp is None or self.igmp is None or self.v6 is None:
+        if self.neighbours is None or self.arp is None or self.v6 is None:
             return False
         worked = self.neighbours.poll(now)
         worked = self.arp.poll(now) or worked
-        worked = self.igmp.poll(now) or worked
+        if self.igmp is not None:
+            worked = self.igmp.poll(now) or worked
         return self.v6.poll(now) or worked
 
     def poll_at(self) -> int | None:
         """When `poll` is due, or None."""
         v6 = self.v6
-        if self.neighbours is None or self.arp is None or self.igmp is None or v6 is None:
+        if self.neighbours is None or self.arp is None or v6 is None:
             return None
         soonest: int | None = None
         for timed in (self.neighbours, self.arp, self.igmp, v6.nd, v6.slaac, v6.mld):
-            due = timed.poll_at()
+            due = None if timed is None else timed.poll_at()
             if due is not None and (soonest is None or due < soonest):
                 soonest = due
         return soonest

@@ -10,30 +10,35 @@ from typing import TYPE_CHECKING
 
 from guest.net.address import V6_ANY, AddressError, Prefix, is_v4
 from guest.net.layer import Layer
-from guest.net.mld import Mld
 from guest.net.nd import NeighbourDiscovery
-from guest.net.nd_wire import ALL_ROUTERS, HOP_LIMIT, Advertisement, solicited_node
+from guest.net.nd_wire import ALL_ROUTERS, HOP_LIMIT, Advertisement, is_link_local, solicited_node
 from guest.net.neighbour import NeighbourCache
 from guest.net.route import Route
-from guest.net.slaac import Autoconfiguration
 from guest.net.source import source_address
 
 if TYPE_CHECKING:
     from guest.net.interface import Interface
+    from guest.net.mld import Mld
+    from guest.net.slaac import Autoconfiguration
 
 
 class Interface6:
     """The IPv6 side of `interface`.
 
     Attributes:
-        nd, slaac, mld: its layers.
+        nd: neighbour discovery.
+        slaac: autoconfiguration; None until it is started, or a router's redirect is to be remembered.
+        mld: None where `NetConfig.membership` is off.
     """
 
     def __init__(self, interface: Interface, mac: bytes, cache: NeighbourCache) -> None:
         stack = interface.stack
         self.interface = interface
         self._stack = stack
+        self._mac = mac
         self._in_router_group = False
+        self.slaac: Autoconfiguration | None = None
+        self.mld: Mld | None = None
         self.nd = NeighbourDiscovery(
             mac=mac,
             now=stack.now,
@@ -44,23 +49,34 @@ class Interface6:
             owner=self,
             counters=stack.nd_counters,
         )
-        self.slaac = Autoconfiguration(
-            mac=mac,
-            now=stack.now,
-            rng=stack.rng,
-            config=stack.config,
-            solicit=lambda message, group: self._send_nd(message, self._source(group), group),
-            owner=self,
-            counters=stack.nd_counters,
-        )
-        self.mld = Mld(
-            now=stack.now,
-            rng=stack.rng,
-            config=stack.config,
-            mtu=lambda: interface.mtu6,
-            output=self._send_mld,
-            counters=stack.mld_counters,
-        )
+        if stack.config.membership:
+            from guest.net.mld import Mld  # noqa: PLC0415 - switched off, it is not loaded
+
+            self.mld = Mld(
+                now=stack.now,
+                rng=stack.rng,
+                config=stack.config,
+                mtu=lambda: interface.mtu6,
+                output=self._send_mld,
+                counters=stack.mld_counters,
+            )
+
+    def _autoconfiguration(self) -> Autoconfiguration:
+        """`slaac`, made when it is needed first."""
+        if self.slaac is None:
+            from guest.net.slaac import Autoconfiguration  # noqa: PLC0415 - hosts with addresses of their own never need it
+
+            stack = self._stack
+            self.slaac = Autoconfiguration(
+                mac=self._mac,
+                now=stack.now,
+                rng=stack.rng,
+                config=stack.config,
+                solicit=lambda message, group: self._send_nd(message, self._source(group), group),
+                owner=self,
+                counters=stack.nd_counters,
+            )
+        return self.slaac
 
     def _source(self, towards: int) -> int:
         return source_address(self.interface, towards) or V6_ANY
@@ -75,26 +91,29 @@ class Interface6:
 
     def layers(self) -> list[Layer]:
         """Its layers."""
-        return [self.nd, self.mld]
+        return [self.nd] if self.mld is None else [self.nd, self.mld]
 
     # -- the interface's state -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """The interface went up: addresses that were set by hand are checked, others are looked for."""
-        self.mld.start()
+        if self.mld is not None:
+            self.mld.start()
         self.set_router(self._stack.forwarding)
         delay = self._stack.config.nd_delay
         for prefix in list(self.interface.addresses):
             if prefix.address in self.interface.tentative:
                 self.nd.check(prefix.address, self._stack.rng.randrange(delay) if delay > 0 else 0)
         if self._stack.config.ipv6:
-            self.slaac.start()
+            self._autoconfiguration().start()
 
     def stop(self) -> None:
         """The interface went down: what was set by hand is to be checked again."""
         self.nd.stop()
-        self.slaac.stop()
-        self.mld.stop()
+        if self.slaac is not None:
+            self.slaac.stop()
+        if self.mld is not None:
+            self.mld.stop()
         interface = self.interface
         if self._stack.config.dad_transmits:
             interface.tentative |= {prefix.address for prefix in interface.addresses if not is_v4(prefix.address)}
@@ -102,8 +121,10 @@ class Interface6:
 
     def link_back(self) -> None:
         """The link was gone and is back, maybe at another network: ask routers, report memberships."""
-        self.mld.start()
-        self.slaac.ask_routers()
+        if self.mld is not None:
+            self.mld.start()
+        if self.slaac is not None:
+            self.slaac.ask_routers()
 
     def set_router(self, router: bool) -> None:
         """Whether this host forwards."""
@@ -123,14 +144,16 @@ class Interface6:
     def removed(self, address: int) -> None:
         """`address` was removed."""
         self.nd.cancel(address)
-        self.slaac.addresses.pop(address, None)
+        if self.slaac is not None:
+            self.slaac.addresses.pop(address, None)
         self._stack.ip.leave(self.interface, solicited_node(address))
 
     def poll(self, now: int) -> bool:
         """Do what is due; whether anything was."""
         worked = self.nd.poll(now)
-        worked = self.slaac.poll(now) or worked
-        return self.mld.poll(now) or worked
+        if self.slaac is not None:
+            worked = self.slaac.poll(now) or worked
+        return (self.mld is not None and self.mld.poll(now)) or worked
 
     # -- what neighbour discovery asks ---------------------------------------------------------------------------
 
@@ -151,22 +174,27 @@ class Interface6:
     def assigned(self, address: int) -> None:
         self.interface.tentative.discard(address)
         self.interface.address_ready(address)
-        self.slaac.ready(address)
+        if self.slaac is not None:
+            self.slaac.ready(address)
 
     def duplicate(self, address: int, mac: bytes) -> None:
         self._stack.nd_counters["duplicates"] += 1
         self.interface.remove_address(address)
-        self.slaac.refuse(address)
+        if self.slaac is not None:
+            self.slaac.refuse(address)
         self._stack.publish("conflict", self.interface, (address, mac))
 
     def conflict(self, address: int, mac: bytes) -> None:
         self.interface.conflict(address, mac)
 
     def router_heard(self, heard: Advertisement) -> None:
-        self.slaac.heard(heard)
+        if self.slaac is not None:
+            self.slaac.heard(heard)
+        else:
+            self._stack.nd_counters["ignored_advertisements"] += 1
 
     def router_gone(self, router: int) -> None:
-        if router in self.slaac.routers:
+        if self.slaac is not None and router in self.slaac.routers:
             self.slaac.router_gone(router)
 
     def redirected(self, router: int, destination: int, target: int) -> bool:
@@ -175,7 +203,7 @@ class Interface6:
             return False
         if self._stack.ip.is_local(target):
             return False
-        self.slaac.redirected(router, destination, None if target == destination else target)
+        self._autoconfiguration().redirected(router, destination, None if target == destination else target)
         return True
 
     # -- what autoconfiguration asks -----------------------------------------------------------------------------
@@ -199,7 +227,7 @@ class Interface6:
 
     def autoconfigure(self, prefix: Prefix, delay: int) -> bool:
         try:
-            self.interface.insert(prefix, connected=prefix.address == self.slaac.link_local, delay=delay)
+            self.interface.insert(prefix, connected=is_link_local(prefix.address), delay=delay)
         except AddressError:
             return False
         return True

@@ -26,8 +26,9 @@ Kinds of errors that the engine and the transports ask ICMP for through `error`,
     "option"        IPv6: an unknown option that asks for it, maybe in a packet to a group (offset of the option)
     "header_chain"  IPv6: the first fragment does not hold all headers (0), RFC 7112 §5
     "admin"         it is not let through (0)
-The packet is as a transport handler has it: the IP header stands at `packet.network`, the data behind it. The
-destination of a forwarded packet is no own address.
+    "refused"       an own packet that the guard rejected, without IP header: whoever sent it is told (0)
+Otherwise the packet is as a transport handler has it: the IP header stands at `packet.network`, the data behind it.
+The destination of a forwarded packet is no own address.
 """
 
 from __future__ import annotations
@@ -36,17 +37,19 @@ import errno
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from guest.net.address import format_mapped, is_loopback, is_multicast, is_unspecified, is_v4
 from guest.net.config import NetConfig
 from guest.net.family import Codec, IpHeader, IpInterface, Refusal
-from guest.net.forward import forward
 from guest.net.fragment import slices
 from guest.net.hops import IDENT_SLOTS, Hop, HopTable
 from guest.net.pbuf import CAST_HOST, CAST_MULTICAST, CAST_OTHER_HOST, PacketBuffer
 from guest.net.reassembly import Reassembler
 from guest.net.source import source_address
+
+if TYPE_CHECKING:
+    from guest.net.guard import Guard
 
 __all__ = ["Handler", "Hop", "IpEngine", "IpInterface", "source_address"]
 
@@ -56,6 +59,8 @@ NO_NEXT_HEADER = 59
 
 # Takes a packet with its IP header pulled (it starts at `packet.network`).
 Handler: TypeAlias = Callable[[PacketBuffer, IpHeader], None]
+# Sends a packet, which starts at its IP header, on its way.
+Forward: TypeAlias = Callable[["IpEngine", PacketBuffer, IpHeader, Codec], None]
 
 
 class IpEngine(HopTable):
@@ -72,9 +77,11 @@ class IpEngine(HopTable):
         raw: sees every packet for this host before its transport does, without changing it; whether somebody took it
             (then nobody is told that its protocol is unknown).
         error: is asked for ICMP errors about received packets, see above.
-        forwarding: pass on packets for others.
+        impostor: is shown, at their IP headers, the packets from a wire that were dropped for their own source.
+        guard: decides which packets go on; None lets them all.
         reassembler: the packets that are still in pieces.
         wake: called when `poll` has got something to do.
+        batch_done: called when all packets that came in together have been handed on.
     """
 
     def __init__(
@@ -89,12 +96,28 @@ class IpEngine(HopTable):
         self.handlers: dict[int, Handler] = {}
         self.raw: Callable[[PacketBuffer, IpHeader], bool] | None = None
         self.error: Callable[[PacketBuffer, IpHeader, str, int], None] | None = None
-        self.forwarding = False
+        self.impostor: Callable[[PacketBuffer, IpHeader], None] | None = None
+        self._forward: Forward | None = None
+        self.guard: Guard | None = None
         self.wake: Callable[[], None] | None = None
+        self.batch_done: Callable[[], None] | None = None
         self._identifications = [rng.getrandbits(16) for _ in range(IDENT_SLOTS)]
         self._fragmented = 0  # IPv6 packets that were cut
         self.reassembler = Reassembler(now=now, config=config, layer=self, expired=self._reassembly_expired)
         self._looped: deque[tuple[IpInterface, Codec, PacketBuffer]] = deque()
+
+    @property
+    def forwarding(self) -> bool:
+        """Whether packets for others are passed on."""
+        return self._forward is not None
+
+    @forwarding.setter
+    def forwarding(self, forwarding: bool) -> None:
+        self._forward = None
+        if forwarding:
+            from guest.net.forward import forward  # noqa: PLC0415 - only routers need it
+
+            self._forward = forward
 
     # -- input ---------------------------------------------------------------------------------------------------
 
@@ -129,6 +152,8 @@ class IpEngine(HopTable):
                 cast = self._other_cast(interface, dst, from_wire)
             if from_wire and accepted.get(src) is not None:
                 self.drop(packet, "rx_dropped_land" if src == dst else "rx_dropped_source")
+                if self.impostor is not None:
+                    self.impostor(packet, header)
                 continue
             if cast is None:
                 self._pass_on(packet, header, codec)
@@ -159,6 +184,8 @@ class IpEngine(HopTable):
             if self.trace is not None:
                 note = f"{format_mapped(src)} > {format_mapped(dst)} protocol {header.protocol}"
                 self.trace(self.stage, packet, note)
+            if self.guard is not None and not self.guard.input(self, packet, header):
+                continue
             handler = handlers.get(header.protocol)
             taken = self.raw is not None and self.raw(packet, header)
             if handler is not None:
@@ -168,6 +195,8 @@ class IpEngine(HopTable):
                 counters["rx_delivered"] += 1
             else:
                 self._unknown_protocol(packet, header)
+        if self.batch_done is not None:
+            self.batch_done()
 
     def _other_cast(self, interface: IpInterface, dst: int, from_wire: bool) -> int | None:
         """For whom a packet is that is for none of our addresses; None for somebody else."""
@@ -222,10 +251,10 @@ class IpEngine(HopTable):
         """A packet that is not for this host."""
         if packet.cast or is_multicast(header.dst):
             self.drop(packet, "rx_dropped_not_for_us")
-        elif not self.forwarding:
+        elif self._forward is None:
             self.drop(packet, "rx_dropped_forwarding_off")
         else:
-            forward(self, packet, header, codec)
+            self._forward(self, packet, header, codec)
 
     # -- output --------------------------------------------------------------------------------------------------
 
@@ -244,7 +273,7 @@ class IpEngine(HopTable):
         router_alert: bool = False,
         loop: bool = False,
     ) -> int:
-        """Send a transport's packet; 0 or an errno: ENETUNREACH, EADDRNOTAVAIL (`src` is not ours), EMSGSIZE.
+        """Send a transport's packet; 0 or an errno: ENETUNREACH, EADDRNOTAVAIL (`src` is not ours), EMSGSIZE, EPERM.
 
         The packet's headroom takes the headers; its checksums are complete.
 
@@ -270,10 +299,13 @@ class IpEngine(HopTable):
             return errno.EADDRNOTAVAIL
         codec = hop.codec
         size = len(packet) + codec.header_size + (8 if router_alert else 0)
-        whole = size <= hop.mtu
+        # What the interface cuts into segments itself is not ours to fragment.
+        whole = size <= hop.mtu or (packet.offload is not None and packet.offload.gso_type != 0)
         if size > codec.max_size or (dont_fragment and not whole):
             self.drop(packet, "tx_dropped_too_big")
             return errno.EMSGSIZE
+        if self.guard is not None and not self.guard.output(self, packet, hop, src, dst, protocol):
+            return errno.EPERM
         if ttl is None:
             ttl = hop.ttl
         if dont_fragment is None:
@@ -365,7 +397,8 @@ class IpEngine(HopTable):
         """Send a packet that brings its IP header along (IP_HDRINCL); 0 or an errno.
 
         As raw(7) says: length and checksum are always filled in, source and identification where they are zero; it is
-        not fragmented (EMSGSIZE). EINVAL where the header is none. The packet's linear part is changed.
+        not fragmented (EMSGSIZE). EINVAL where the header is none, EPERM where the guard stops it. The packet's linear
+        part is changed.
         """
         hop = self.hop(dst, interface)
         if hop is None:
@@ -378,6 +411,8 @@ class IpEngine(HopTable):
         if not hop.codec.complete(packet, hop.src, identification or 1):
             self.drop(packet, "tx_dropped_header")
             return errno.EINVAL
+        if self.guard is not None and not self.guard.output_built(self, packet, hop):
+            return errno.EPERM
         self.send_built(packet, hop.codec, hop.interface, hop.next_hop, hop.cast)
         return 0
 
@@ -407,8 +442,12 @@ class IpEngine(HopTable):
         for _ in range(len(self._looped)):
             interface, codec, packet = self._looped.popleft()
             self._receive(interface, codec, (packet,), False)
+        if self.guard is not None:
+            worked = self.guard.poll(self) or worked
         return self.reassembler.poll(now) or worked
 
     def poll_at(self) -> int | None:
         """When `poll` has something to do, or None."""
-        return self._now() if self._looped else self.reassembler.poll_at()
+        if self._looped or (self.guard is not None and self.guard.pending):
+            return self._now()
+        return self.reassembler.poll_at()

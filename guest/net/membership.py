@@ -7,6 +7,7 @@ Promises:
 - A join or a leave is reported at once and again after a random time; the same seed gives the same times.
 - A query is answered within the time that it says; a later general query does not add answers to one that is due.
 - Reports are as large as the interface lets them be, and split where they would be larger.
+- Every message that comes in is counted once more: under `rx_queries`, `rx_reports`, `rx_ignored_…` or `rx_dropped_…`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from guest.net.config import SECOND, NetConfig
+from guest.net.family import IpHeader
 from guest.net.layer import Layer
+from guest.net.pbuf import PacketBuffer
 
 # Types of group records (RFC 3376 §4.2.12)
 MODE_IS_EXCLUDE = 2
@@ -47,27 +50,35 @@ class Membership(Layer):
     """The memberships of one interface in one family.
 
     Args:
-        stage: its name.
         now: the time.
         rng: source of delays.
         config: limits and times.
+        mtu: of the interface, when asked.
+        output: sends a message to a group.
         counters: where to count.
 
     Attributes:
         groups: that are reported.
     """
 
+    name: str
+    overhead: int  # bytes of a report that are no records, with the IP header
+    record_size: int  # bytes of a record
+
     def __init__(
         self,
-        stage: str,
         *,
         now: Callable[[], int],
         rng: random.Random,
         config: NetConfig,
+        mtu: Callable[[], int],
+        output: Callable[[bytes, int], None],
         counters: Counter[str] | None = None,
     ) -> None:
-        super().__init__(stage, counters)
+        super().__init__(self.name, counters)
         self.groups: set[int] = set()
+        self._mtu = mtu
+        self._output = output
         self._now = now
         self._rng = rng
         self._config = config
@@ -82,13 +93,35 @@ class Membership(Layer):
         """Whether memberships of `group` are told at all."""
         raise NotImplementedError
 
-    def send_reports(self, records: Sequence[tuple[int, int]]) -> None:
-        """Send records: type and group."""
+    def read(self, packet: PacketBuffer, header: IpHeader) -> str:
+        """A message arrived, and is shown to the trace: the counter that it belongs under."""
+        raise NotImplementedError
+
+    def send_report(self, records: Sequence[tuple[int, int]]) -> None:
+        """Send records, type and group, in one message."""
         raise NotImplementedError
 
     def send_old(self, group: int, joined: bool) -> None:
         """Send the older version's report or farewell."""
         raise NotImplementedError
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def input(self, packet: PacketBuffer, header: IpHeader) -> None:
+        """A message arrived, with its IP header pulled."""
+        self.counters["rx_packets"] += 1
+        self.settle(packet, self.read(packet, header))
+
+    def _send_reports(self, records: Sequence[tuple[int, int]]) -> None:
+        """Send records, in as few messages as they fit into."""
+        most = max(1, (self._mtu() - self.overhead) // self.record_size)
+        for start in range(0, len(records), most):
+            self.counters["tx_reports"] += 1
+            self.send_report(records[start : start + most])
+
+    def _send_old(self, group: int, joined: bool) -> None:
+        self.counters["tx_reports"] += 1
+        self.send_old(group, joined)
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -133,11 +166,11 @@ class Membership(Layer):
         if left <= 0:
             return
         if old:
-            self.send_old(group, kind == CHANGE_TO_EXCLUDE)
+            self._send_old(group, kind == CHANGE_TO_EXCLUDE)
             if kind == CHANGE_TO_INCLUDE:
                 return  # a farewell is said once
         else:
-            self.send_reports([(kind, group)])
+            self._send_reports([(kind, group)])
         if left > 1:
             when = self._now() + self._rng.randrange(1, (OLD_REPEAT if old else self._config.group_interval) + 1)
             self._changes[group] = kind, left - 1, when
@@ -184,9 +217,9 @@ class Membership(Layer):
             groups = sorted(self.groups) if group == ALL_GROUPS else [group]
             if self.old:
                 for each in groups:
-                    self.send_old(each, True)
+                    self._send_old(each, True)
             else:
-                self.send_reports([(MODE_IS_EXCLUDE, each) for each in groups])
+                self._send_reports([(MODE_IS_EXCLUDE, each) for each in groups])
         return worked
 
     def poll_at(self) -> int | None:

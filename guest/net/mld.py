@@ -1,18 +1,14 @@
 """MLD: IPv6 multicast memberships told to routers. RFC 3810 (version 2), RFC 2710 (version 1).
 
 How memberships are kept is in membership.py; the messages are ICMPv6's, their checksums right when they come here.
-Every message that comes in is counted once more: under `rx_queries`, `rx_reports`, `rx_ignored_…` or `rx_dropped_…`.
 """
 
 from __future__ import annotations
 
-import random
 import struct
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from guest.net.address import is_multicast
-from guest.net.config import NetConfig
+from guest.net.address import format_mapped, is_multicast
 from guest.net.family import IpHeader
 from guest.net.membership import ALL_GROUPS, Membership, Query, response_time
 from guest.net.nd_wire import ALL_NODES, ALL_ROUTERS, is_link_local
@@ -30,48 +26,20 @@ assert RECORD.size == 20
 
 V2_REPORTERS = 0xFF02 << 112 | 0x16
 MILLISECOND = 1000
-HEADERS = 40 + 8 + 8  # of IPv6, hop-by-hop options with the router alert, ICMPv6
 LINK_SCOPE = 2
 
 
 class Mld(Membership):
-    """MLD of one interface.
+    """MLD of one interface; the checksums of what it sends are still zero."""
 
-    Args:
-        now, rng, config, counters: see `Membership`.
-        mtu: of the interface, when asked.
-        output: sends a message (checksum still zero) to a group.
-    """
-
-    def __init__(
-        self,
-        *,
-        now: Callable[[], int],
-        rng: random.Random,
-        config: NetConfig,
-        mtu: Callable[[], int],
-        output: Callable[[bytes, int], None],
-        counters: Counter[str] | None = None,
-    ) -> None:
-        super().__init__("mld", now=now, rng=rng, config=config, counters=counters)
-        self._mtu = mtu
-        self._output = output
+    name = "mld"
+    overhead = 40 + 8 + 8  # IPv6, hop-by-hop options with the router alert, ICMPv6
+    record_size = RECORD.size
 
     def reported(self, group: int) -> bool:
         return group != ALL_NODES and group >> 112 & 15 >= LINK_SCOPE  # RFC 3810 §6
 
-    def input(self, packet: PacketBuffer, header: IpHeader) -> None:
-        """A message arrived."""
-        self.counters["rx_packets"] += 1
-        result = self._receive(packet, header)
-        if result.startswith("rx_dropped"):
-            self.drop(packet, result)
-            return
-        self.counters[result] += 1
-        if self.trace is not None:
-            self.trace(self.stage, packet, result)
-
-    def _receive(self, packet: PacketBuffer, header: IpHeader) -> str:
+    def read(self, packet: PacketBuffer, header: IpHeader) -> str:
         size = len(packet)
         kind = packet.area[packet.data]
         if header.ttl != 1:
@@ -82,6 +50,8 @@ class Mld(Membership):
             return "rx_dropped_short"
         body = packet.area[packet.data : packet.tail]
         group = int.from_bytes(body[8:24], "big")
+        if self.trace is not None:
+            self.trace(self.stage, packet, f"type {kind} group {format_mapped(group)}")
         if kind == V1_REPORT:
             return self.overheard(group)
         if kind != QUERY:
@@ -100,15 +70,10 @@ class Mld(Membership):
         # One that names sources is answered as well: we want them all.
         return self.queried(Query(group, response_time(code, 16) * MILLISECOND, False))
 
-    def send_reports(self, records: Sequence[tuple[int, int]]) -> None:
-        most = max(1, (self._mtu() - HEADERS) // RECORD.size)
-        for start in range(0, len(records), most):
-            part = records[start : start + most]
-            body = b"".join(RECORD.pack(kind, 0, 0, group.to_bytes(16, "big")) for kind, group in part)
-            self.counters["tx_reports"] += 1
-            self._output(bytes((V2_REPORT, 0, 0, 0, 0, 0)) + len(part).to_bytes(2, "big") + body, V2_REPORTERS)
+    def send_report(self, records: Sequence[tuple[int, int]]) -> None:
+        body = b"".join(RECORD.pack(kind, 0, 0, group.to_bytes(16, "big")) for kind, group in records)
+        self._output(bytes((V2_REPORT, 0, 0, 0, 0, 0)) + len(records).to_bytes(2, "big") + body, V2_REPORTERS)
 
     def send_old(self, group: int, joined: bool) -> None:
-        self.counters["tx_reports"] += 1
         kind = V1_REPORT if joined else V1_DONE
         self._output(bytes((kind, 0, 0, 0, 0, 0, 0, 0)) + group.to_bytes(16, "big"), group if joined else ALL_ROUTERS)

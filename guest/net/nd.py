@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
-from guest.net.address import MAC_ZERO, V6_ANY, is_unspecified
+from guest.net.address import MAC_ZERO, V6_ANY, format_mapped, is_unspecified
 from guest.net.config import NetConfig
 from guest.net.family import IpHeader
 from guest.net.layer import Layer
@@ -138,17 +138,26 @@ class NeighbourDiscovery(Layer):
         """A message arrived; its ICMPv6 checksum is right."""
         self.counters["rx_packets"] += 1
         message = parse(packet, header)
-        if isinstance(message, str):
-            result = message
-        else:
-            handler = self._handlers.get(message.kind)
-            result = "rx_ignored_router_solicitation" if handler is None else handler(message, header)
-        if result.startswith("rx_dropped"):
-            self.drop(packet, result)
-            return
-        self.counters[result] += 1
+        self.settle(packet, message if isinstance(message, str) else self._receive(packet, message, header))
+
+    def _receive(self, packet: PacketBuffer, message: NdMessage, header: IpHeader) -> str:
+        handler = self._handlers.get(message.kind)
+        if handler is None:
+            return "rx_ignored_router_solicitation"
         if self.trace is not None:
-            self.trace(self.stage, packet, result)
+            self.trace(self.stage, packet, f"type {message.kind} about {format_mapped(message.target)}")
+        return handler(message, header)
+
+    def claimed(self, packet: PacketBuffer, header: IpHeader) -> None:
+        """A message that went no further because its source is an own address; its checksum is right.
+
+        It teaches nothing, but whoever advertises an own address, or asks from one, has it too (RFC 4862 §5.4.4).
+        """
+        message = parse(packet, header)
+        result = message if isinstance(message, str) else self._claim(message, header)
+        if result in ("rx_conflicts", "rx_duplicates"):
+            self.counters["rx_packets"] += 1
+            self.settle(packet, result)
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -221,6 +230,17 @@ class NeighbourDiscovery(Layer):
         if mac is not None:
             self._cache.learn(message.target, mac, create=True)
         return "rx_redirects"
+
+    def _claim(self, message: NdMessage, header: IpHeader) -> str:
+        """What a message from an own address means; only conflicts and duplicates do."""
+        owner = self._owner
+        if message.kind == NEIGHBOUR_ADVERTISEMENT and owner.owns(message.target):
+            return self._advertised(message, header)
+        mac = message.link_address(SOURCE_LINK)
+        if message.kind == NEIGHBOUR_SOLICITATION and owner.owns(header.src) and mac not in (None, self._mac):
+            owner.conflict(header.src, mac or MAC_ZERO)
+            return "rx_conflicts"
+        return "rx_dropped_own"
 
     # -- asking and telling --------------------------------------------------------------------------------------
 

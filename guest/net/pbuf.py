@@ -151,6 +151,13 @@ class PacketBuffer:
         """A copy of the whole packet."""
         return b"".join(self.views())
 
+    def peek(self, offset: int, count: int) -> bytes:
+        """A copy of `count` bytes from `offset` on, fewer where the packet ends."""
+        at = self.data + offset
+        if at + count <= self.tail:
+            return bytes(self.area[at : at + count])
+        return self.tobytes()[offset : offset + count]
+
     # -- moving the ends -----------------------------------------------------------------------------------------
 
     def reserve(self, count: int) -> None:

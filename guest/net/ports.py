@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from guest.net.address import V4_ANY, V6_ANY, is_v4
 
 if TYPE_CHECKING:
-    from guest.net.endpoint import Endpoint
+    from guest.net.endpoint import Endpoint, MessageEndpoint
 
     End = TypeVar("End", bound=Endpoint)
+    MessageEnd = TypeVar("MessageEnd", bound=MessageEndpoint)
 else:
     End = TypeVar("End")
 
@@ -64,9 +65,22 @@ class PortTable(Generic[End]):
         elif self._conflicts(end, address, port):
             return errno.EADDRINUSE
         end.local = (address, port)
-        self._ports.setdefault(port, []).insert(0, end)
-        self._file(end)
+        self.add(end)
         return 0
+
+    def add(self, end: End) -> None:
+        """Let an end be found that has its address and port already, whoever else has them."""
+        self._ports.setdefault(end.local[1], []).insert(0, end)
+        self._file(end)
+
+    def discard(self, end: End) -> None:
+        """Take out an end that `add` or `bind` has put in; it keeps its address and port."""
+        self._unfile(end)
+        port = end.local[1]
+        ends = self._ports[port]
+        ends.remove(end)
+        if not ends:
+            del self._ports[port]
 
     def move(self, end: End, address: int, remote: tuple[int, int] | None) -> None:
         """Change the local address and the remote end of a bound end; never a conflict."""
@@ -77,13 +91,8 @@ class PortTable(Generic[End]):
 
     def release(self, end: End) -> None:
         """Take a bound end out; its port is free again. Its address stays, its port becomes 0."""
-        self._unfile(end)
-        address, port = end.local
-        ends = self._ports[port]
-        ends.remove(end)
-        if not ends:
-            del self._ports[port]
-        end.local = (address, 0)
+        self.discard(end)
+        end.local = (end.local[0], 0)
 
     def _file(self, end: End) -> None:
         if end.remote is None:
@@ -176,7 +185,9 @@ class PortTable(Generic[End]):
         group = [end for end in best if end.options.reuse_port]
         return group[hash((src, src_port, dst, self._flow_key)) % len(group)]
 
-    def members(self, src: int, src_port: int, dst: int, dst_port: int, interface: object, group: bool) -> list[End]:
+    def members(
+        self: PortTable[MessageEnd], src: int, src_port: int, dst: int, dst_port: int, interface: object, group: bool
+    ) -> list[MessageEnd]:
         """Everybody whose broadcast packet it is or, where `group` is set, whose multicast packet."""
         v4 = is_v4(dst)
         found = []

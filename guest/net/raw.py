@@ -8,19 +8,21 @@ IPv6 end gets no IPv4 packets.
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
+from guest.net.address import V4_PREFIX
 from guest.net.checksum import inet_sum, sum_views
 from guest.net.config import NetConfig
 from guest.net.datagram import MAX_SIZE, PortlessEndpoint
 from guest.net.echo import EchoPorts
 from guest.net.family import IpHeader
-from guest.net.icmp_error import ErrorHandler, IcmpError
+from guest.net.icmp_base import LARGE, REMEMBERED
+from guest.net.icmp_error import IcmpError
 from guest.net.ip import IpEngine
 from guest.net.layer import Layer
-from guest.net.pbuf import Buffer, PacketBuffer
+from guest.net.pbuf import HEADROOM, Buffer, PacketBuffer
 from guest.net.ping_end import PingEndpoint
 
 if TYPE_CHECKING:
@@ -116,7 +118,18 @@ class RawEndpoint(PortlessEndpoint):
                 self._sum_up(packet, at, src, dst, size)
             failed = self._output(packet, self.protocol, dst, src, hop, out, ttl, tos)
         self._layer.counters["tx_failed" if failed else "tx_packets"] += 1
+        if not failed and size >= LARGE:
+            self._remember(packet.area[HEADROOM:], dst)
         return failed
+
+    def _remember(self, sent: memoryview, dst: int) -> None:
+        """Note a large packet, so that an error about it is believed."""
+        protocol, start = self.protocol, 0
+        if self.options.hdrincl and self.family == 4:
+            protocol, dst, start = sent[9], V4_PREFIX | int.from_bytes(sent[16:20], "big"), (sent[0] & 15) * 4
+        elif self.options.hdrincl:
+            protocol, dst, start = sent[6], int.from_bytes(sent[24:40], "big"), 40
+        self._layer.remember(dst, protocol, bytes(sent[start : start + 8]))
 
     def _sum_up(self, packet: PacketBuffer, at: int, src: int, dst: int, size: int) -> None:
         """Fill in the checksum `at` bytes into the packet (RFC 3542 §3.1)."""
@@ -140,7 +153,6 @@ class Raw(Layer):
         now: the time.
         config: limits and times.
         echo: the identifiers of echo requests (`Icmp.echo`).
-        error_handlers: who hears of ICMP errors; raw ends hear of them before those who are there.
     """
 
     def __init__(
@@ -150,16 +162,14 @@ class Raw(Layer):
         now: Callable[[], int],
         config: NetConfig,
         echo: EchoPorts,
-        error_handlers: dict[int, ErrorHandler],
     ) -> None:
         super().__init__("raw")
         self.now = now
         self._ip = ip
         self.config = config
         self._echo = echo
-        self._error_handlers = error_handlers
         self._ends: dict[tuple[bool, int], list[RawEndpoint]] = {}  # (IPv4?, protocol) → ends
-        self._inner: dict[int, ErrorHandler | None] = {}  # protocol → the handler that was there before ours
+        self._sent: deque[tuple[int, int, bytes]] = deque(maxlen=REMEMBERED)  # of large packets, see `has_sent`
 
     def open(self, family: int, protocol: int) -> RawEndpoint:
         """A raw end of family 4 or 6; ValueError for a protocol outside 1 to 255."""
@@ -168,9 +178,6 @@ class Raw(Layer):
         end = RawEndpoint(self, self._ip, family, protocol)
         self._ends.setdefault((family == 4, protocol), []).append(end)
         self._ip.raw = self.input  # the engine need not ask while there is none
-        if protocol not in self._inner:
-            self._inner[protocol] = self._error_handlers.get(protocol)
-            self._error_handlers[protocol] = partial(self._icmp_error, protocol)
         return end
 
     def open_ping(self, family: int) -> PingEndpoint:
@@ -186,12 +193,6 @@ class Raw(Layer):
             del self._ends[key]
         if not self._ends:
             self._ip.raw = None
-        if all(protocol != end.protocol for _, protocol in self._ends):
-            inner = self._inner.pop(end.protocol)
-            if inner is None:
-                del self._error_handlers[end.protocol]
-            else:
-                self._error_handlers[end.protocol] = inner
 
     def __iter__(self) -> Iterator[RawEndpoint]:
         """The raw ends."""
@@ -210,12 +211,23 @@ class Raw(Layer):
                 end.take(packet, header)
         return taken
 
-    def _icmp_error(self, protocol: int, error: IcmpError) -> bool:
+    def icmp_error(self, protocol: int, error: IcmpError) -> bool:
+        """An error about a packet of `protocol`: tell the ends that it may be of; whether there were any.
+
+        Which end sent it is not known, as on Linux.
+        """
         told = False
         for end in self._ends.get((error.family == 4, protocol), ()):
             if end.local[0] not in (end._any, error.src) or (end.remote is not None and end.remote[0] != error.dst):
                 continue
             end.report(error)
             told = True
-        inner = self._inner[protocol]
-        return (inner is not None and inner(error)) or told
+        return told
+
+    def remember(self, dst: int, protocol: int, start: bytes) -> None:
+        """A packet with these first 8 bytes behind its IP header was sent."""
+        self._sent.append((dst, protocol, start))
+
+    def has_sent(self, dst: int, protocol: int, start: bytes) -> bool:
+        """Whether such a packet, of at least `LARGE` bytes, was among the last that raw ends sent."""
+        return (dst, protocol, start) in self._sent

@@ -11,7 +11,7 @@ Events go to subscribers in the order in which they happened, also when a subscr
 "route"     "added …", "removed …"
 "conflict"  (address, MAC of whoever has it; zeros where it did not say)
 "dns"       "added …", "removed …": name servers that routers advertise
-"forwarding" True, False; of the loopback
+"forwarding", "filtering"   True, False; of the loopback
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from guest.net import mld, nd_wire
+from guest.net import nd_wire
 from guest.net.address import AddressError, Prefix, format_address, is_unspecified, is_v4, to_address, to_prefix
 from guest.net.config import NetConfig
 from guest.net.family import IpHeader
 from guest.net.icmp import Icmp
+from guest.net.icmpv6 import PROTOCOL as ICMPV6
 from guest.net.icmpv6 import Icmpv6
-from guest.net.igmp import PROTOCOL as IGMP
 from guest.net.interface import Interface, Output
 from guest.net.ip import IpEngine, IpInterface
 from guest.net.ipv4 import Ipv4
@@ -36,7 +36,12 @@ from guest.net.layer import Layer, Trace
 from guest.net.pbuf import CAST_HOST, PacketBuffer, PacketQueue
 from guest.net.raw import Raw
 from guest.net.route import Route, RouteTable, parse_table
+from guest.net.tcp.endpoint import PROTOCOL as TCP
+from guest.net.tcp.layer import Tcp
 from guest.net.udp import Udp
+
+if TYPE_CHECKING:
+    from guest.net.guard import Guard
 
 UDP = 17
 
@@ -59,7 +64,7 @@ class Stack:
     Attributes:
         interfaces: in index order; the first is `loopback`.
         default: the interface for broadcasts and groups, which `net_link_primary` means; None until it is set.
-        ip, icmp, icmpv6, udp, raw: the layers above the interfaces.
+        ip, icmp, icmpv6, udp, tcp, raw: the layers above the interfaces.
         dns_servers: that routers advertise, the first heard first.
         wake: see above.
     """
@@ -86,6 +91,8 @@ class Stack:
         self._subscribers: list[Subscriber] = []
         self._events: deque[tuple[str, Interface, object]] = deque()
         self._publishing = False
+        self._guard: Guard | None = None
+        self._filtering = True
         self._default: Interface | None = None
         self._trace: Trace | None = None
         self._looped = PacketQueue()
@@ -94,10 +101,10 @@ class Stack:
         self.icmp = Icmp(self.ip, now=now, rng=rng, config=self.config)
         self.icmpv6 = Icmpv6(self.ip, self.icmp, now=now, config=self.config)
         self.udp = Udp(self.ip, now=now, rng=rng, config=self.config)
-        handlers = self.icmp.error_handlers
-        handlers[UDP] = self.udp.icmp_error
-        self.raw = Raw(self.ip, now=now, config=self.config, echo=self.icmp.echo, error_handlers=handlers)
+        self.tcp = Tcp(self.ip, now=now, rng=rng, net=self.config)
+        self.raw = Raw(self.ip, now=now, config=self.config, echo=self.icmp.echo)
         self._wire()
+        self.ip.forwarding = self.config.forwarding
         self.loopback = self.add_interface("lo", None, self.config.loopback_mtu, self._loop, loopback=True)
         self.ip.loopback = self.loopback
         self.loopback.add_address("127.0.0.1", 8)
@@ -105,15 +112,22 @@ class Stack:
         self.loopback.set_up()
 
     def _wire(self) -> None:
-        """Tell the engine and ICMPv6 whom they have to call."""
+        """Tell the engine and ICMP whom they have to call."""
         self.ip.error = self._error
+        self.ip.impostor = self._impostor
         self.ip.wake = self._wake
         self.ip.membership_changed = self._membership_changed
-        self.ip.handlers[IGMP] = self._igmp
+        self.icmp.error_handlers[UDP] = self.udp.icmp_error
+        self.icmp.error_handlers[TCP] = self.tcp.icmp_error
+        self.icmp.raw = self.icmpv6.raw = self.raw
         for kind in nd_wire.SMALLEST:
             self.icmpv6.handlers[kind] = self._nd
-        for kind in (mld.QUERY, mld.V1_REPORT, mld.V1_DONE, mld.V2_REPORT):
-            self.icmpv6.handlers[kind] = self._mld
+        if self.config.membership:
+            from guest.net import igmp, mld  # noqa: PLC0415 - switched off, they are not loaded
+
+            self.ip.handlers[igmp.PROTOCOL] = self._igmp
+            for kind in (mld.QUERY, mld.V1_REPORT, mld.V1_DONE, mld.V2_REPORT):
+                self.icmpv6.handlers[kind] = self._mld
 
     def _wake(self) -> None:
         if self.wake is not None:
@@ -121,6 +135,14 @@ class Stack:
 
     def _error(self, packet: PacketBuffer, header: IpHeader, kind: str, value: int) -> None:
         (self.icmp if is_v4(header.dst) else self.icmpv6).report(packet, header, kind, value)
+
+    def _impostor(self, packet: PacketBuffer, header: IpHeader) -> None:
+        """A packet from a wire has an own address as its source: somebody else may have that address."""
+        interface = header.interface
+        if header.protocol == ICMPV6 and isinstance(interface, Interface) and interface.v6 is not None:
+            packet.pull(header.size)
+            if self.icmpv6.is_whole(packet, header):
+                interface.v6.nd.claimed(packet, header)
 
     def _membership_changed(self, interface: IpInterface, group: int, joined: bool) -> None:
         if isinstance(interface, Interface):
@@ -142,7 +164,7 @@ class Stack:
 
     def _mld(self, packet: PacketBuffer, header: IpHeader) -> str:
         interface = header.interface
-        if not isinstance(interface, Interface) or interface.v6 is None:
+        if not isinstance(interface, Interface) or interface.v6 is None or interface.v6.mld is None:
             return "rx_ignored_link"
         interface.v6.mld.input(packet, header)
         return "rx_mld"
@@ -171,10 +193,33 @@ class Stack:
                 interface.v6.set_router(forwarding)
         self.changed("forwarding", self.loopback, forwarding)
 
+    @property
+    def guard(self) -> Guard | None:
+        """The packet filter (guard.py); None, as at the start, lets everything through and costs nothing."""
+        return self._guard
+
+    @guard.setter
+    def guard(self, guard: Guard | None) -> None:
+        self._guard = guard
+        self.ip.guard = guard if self._filtering else None
+
+    @property
+    def filtering(self) -> bool:
+        """Whether the guard is asked. Its rules and what they counted stay while it is not."""
+        return self._filtering
+
+    @filtering.setter
+    def filtering(self, filtering: bool) -> None:
+        if filtering == self._filtering:
+            return
+        self._filtering = filtering
+        self.guard = self._guard
+        self.publish("filtering", self.loopback, filtering)
+
     def server_known(self, interface: Interface, address: int, known: bool) -> None:
         """A router on `interface` advertises a name server, or does no longer."""
         elsewhere = any(
-            other.v6 is not None and address in other.v6.slaac.servers
+            other.v6 is not None and other.v6.slaac is not None and address in other.v6.slaac.servers
             for other in self.interfaces
             if other is not interface
         )
@@ -359,7 +404,7 @@ class Stack:
     @trace.setter
     def trace(self, trace: Trace | None) -> None:
         self._trace = trace
-        layers: list[Layer] = [self.ip, self.icmp, self.icmpv6, self.udp, self.raw]
+        layers: list[Layer] = [self.ip, self.icmp, self.icmpv6, self.udp, self.tcp, self.raw]
         for interface in self.interfaces:
             layers += interface.layers()
         for layer in layers:
@@ -383,7 +428,9 @@ class Stack:
             "igmp": self.igmp_counters,
             "mld": self.mld_counters,
             "udp": self.udp.counters,
+            "tcp": self.tcp.counters,
             "raw": self.raw.counters,
+            **({} if self._guard is None else {"guard": self._guard.counters}),
         }
 
     # -- work ----------------------------------------------------------------------------------------------------
@@ -410,6 +457,7 @@ class Stack:
             self.loopback.input(packets)
         now = self.now()
         worked = self.ip.poll(now) or worked
+        worked = self.tcp.poll(now) or worked
         for interface in list(self.interfaces):
             worked = interface.poll(now) or worked
         return worked
@@ -419,6 +467,9 @@ class Stack:
         if len(self._looped):
             return self.now()
         soonest = self.ip.poll_at()
+        due = self.tcp.poll_at()
+        if due is not None and (soonest is None or due < soonest):
+            soonest = due
         for interface in self.interfaces:
             due = interface.poll_at()
             if due is not None and (soonest is None or due < soonest):

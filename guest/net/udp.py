@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from guest.net.address import V4_ANY, V6_ANY, is_unspecified
+from guest.net.addressed import needs_zone
 from guest.net.checksum import inet_sum, sum_views
 from guest.net.config import NetConfig
-from guest.net.datagram import DatagramEndpoint, needs_zone
+from guest.net.datagram import DatagramEndpoint
 from guest.net.endpoint import Datagram
 from guest.net.family import IpHeader
 from guest.net.ip import IpEngine
@@ -268,6 +269,8 @@ class Udp(Layer):
             self.counters["rx_delivered"] += 1
             if self.trace is not None:
                 self.trace(self.stage, packet, f"port {src_port} > {dst_port}")
+            if end.on_ready is not None:
+                end.on_ready()
         else:
             self.drop(packet, "rx_dropped_rcvbuf")
 

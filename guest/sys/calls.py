@@ -14,17 +14,19 @@ Promises:
   whoever lets such callers in sets; without it a call that would block raises RuntimeError.
 - Descriptors belong to the guest. Closing all of them leaves nothing in the stack.
 
-Connections are not there yet: SOCK_STREAM is EPROTONOSUPPORT until something enters `openers`.
+SOCK_STREAM is TCP; other transports may enter `openers`.
 """
 
 from __future__ import annotations
 
 from guest.sys.data_calls import DataCalls
 from guest.sys.file_calls import FileCalls
+from guest.sys.ioctl_calls import IoctlCalls
+from guest.sys.name_calls import NameCalls
 from guest.sys.netconfig import NetConfigCalls
 from guest.sys.poll_calls import PollCalls
 from guest.sys.socket_calls import SocketCalls
 
 
-class Calls(SocketCalls, DataCalls, FileCalls, PollCalls, NetConfigCalls):
+class Calls(SocketCalls, DataCalls, FileCalls, IoctlCalls, PollCalls, NetConfigCalls, NameCalls):
     """The system calls of one guest; see `Core` for what it is made of, and the classes above for the calls."""

@@ -1,7 +1,8 @@
 """The numbers of the system calls, as Linux has them on x86-64. Names as in the C headers.
 
-Sources: asm-generic/socket.h, bits/socket.h, linux/in.h, linux/in6.h, linux/icmp.h, linux/icmpv6.h, asm-generic/poll.h,
-linux/eventpoll.h, asm-generic/fcntl.h, signal(7). A test compares each number with the host's own.
+Sources: asm-generic/socket.h, bits/socket.h, linux/in.h, linux/in6.h, linux/tcp.h, linux/icmp.h, linux/icmpv6.h,
+asm-generic/poll.h, linux/eventpoll.h, asm-generic/ioctls.h, linux/sockios.h, asm-generic/fcntl.h, signal(7). A test
+compares each number with the host's own.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ SO_NO_CHECK = 11
 SO_PRIORITY = 12
 SO_LINGER = 13
 SO_REUSEPORT = 15
+SO_RCVLOWAT = 18
+SO_SNDLOWAT = 19
 SO_RCVTIMEO = 20
 SO_SNDTIMEO = 21
 SO_BINDTODEVICE = 25
@@ -97,6 +100,22 @@ IPV6_HOPLIMIT = 52
 IPV6_RECVTCLASS = 0x42
 IPV6_TCLASS = 0x43
 
+# options of IPPROTO_TCP
+TCP_NODELAY = 1
+TCP_MAXSEG = 2
+TCP_CORK = 3
+TCP_KEEPIDLE = 4
+TCP_KEEPINTVL = 5
+TCP_KEEPCNT = 6
+TCP_SYNCNT = 7
+TCP_LINGER2 = 8
+TCP_DEFER_ACCEPT = 9
+TCP_WINDOW_CLAMP = 10
+TCP_INFO = 11
+TCP_QUICKACK = 12
+TCP_CONGESTION = 13
+TCP_USER_TIMEOUT = 18
+
 # options of raw sockets
 ICMP_FILTER = 1
 ICMP6_FILTER = 1
@@ -142,6 +161,15 @@ EPOLL_CTL_ADD = 1
 EPOLL_CTL_DEL = 2
 EPOLL_CTL_MOD = 3
 EPOLL_CLOEXEC = 0x80000
+
+# ioctl
+FIONREAD = 0x541B
+SIOCINQ = 0x541B
+TIOCOUTQ = 0x5411
+SIOCOUTQ = 0x5411
+SIOCOUTQNSD = 0x894B
+SIOCATMARK = 0x8905
+FIONBIO = 0x5421
 
 # fcntl and open
 F_DUPFD = 0

@@ -16,7 +16,8 @@ from guest.sys.files import File
 from guest.sys.host_file import HostDescriptors
 from guest.sys.scheduler import Process, Scheduler
 from guest.sys.sockaddr import AddressArgument, Destination, Resolver, needs_scope, parse
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile, SocketFile
+from guest.sys.stream_file import StreamFile
 from guest.sys.wait import Block, Waits
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Core:
         dhcp: starts DHCP on an interface, for `if_up`; None where there is none.
         capable: asked whether a caller may do what needs a privilege: "net_raw" (raw sockets), "net_bind_service"
             (ports below 1024), "net_admin" (interfaces, addresses, routes). By default everybody may.
-        counters: `rx_copied_bytes`, `rx_datagrams`, `tx_copied_bytes`, `tx_datagrams`, `sockets_opened`.
+        counters: `rx_copied_bytes`, `rx_datagrams`, `tx_copied_bytes`, `tx_datagrams`, `sockets_opened`,
+            `connections_accepted`.
     """
 
     def __init__(
@@ -80,10 +82,10 @@ class Core:
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def _socket(self, fd: int) -> SocketFile:
+    def _socket(self, fd: int) -> DatagramFile | StreamFile:
         """The socket behind a descriptor. Raises OSError: EBADF, ENOTSOCK."""
         file = self.fds.file(fd)
-        if not isinstance(file, SocketFile):
+        if not isinstance(file, (DatagramFile, StreamFile)):
             raise fault("ENOTSOCK")
         return file
 

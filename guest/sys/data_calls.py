@@ -1,4 +1,4 @@
-"""System calls that move data: send(2) and recv(2) in all their forms.
+"""System calls that move data: send(2) and recv(2) in all their forms. What they do on streams is in stream_calls.py.
 
 Received payload is copied once, from the views of its packet buffer into the caller's memory; `counters` says how many
 bytes that were. What is sent is copied once, from the caller's memory into the packet.
@@ -14,10 +14,11 @@ from guest.net.icmp_errno import meaning
 from guest.net.pbuf import Buffer
 from guest.sys import constants as c
 from guest.sys.ancillary import Choices, Item, chosen, fit, received, reported
-from guest.sys.core import Core
 from guest.sys.fault import fault
 from guest.sys.sockaddr import AddressArgument, Destination, SocketAddress, show
-from guest.sys.socket_file import MORE_LIMIT, SocketFile, copy_out, pieces_of
+from guest.sys.socket_file import MORE_LIMIT, DatagramFile, SocketFile, copy_out, pieces_of
+from guest.sys.stream_calls import StreamCalls
+from guest.sys.stream_file import StreamFile
 
 if TYPE_CHECKING:
     from guest.net.icmp_error import IcmpError
@@ -25,18 +26,26 @@ if TYPE_CHECKING:
 UDP_HEADER = 8  # what a quoted datagram has before its payload
 
 
-class DataCalls(Core):
+class DataCalls(StreamCalls):
     """Calls that send and receive."""
 
     # -- sending -------------------------------------------------------------------------------------------------
 
     def send(self, fd: int, data: Buffer, flags: int = 0) -> int:
         """Send to the connected peer; how many bytes. Raises as `sendmsg`."""
-        return self._send(self._socket(fd), [memoryview(data).cast("B")], None, flags, Choices())
+        file = self._socket(fd)
+        pieces = [memoryview(data).cast("B")]
+        if isinstance(file, StreamFile):
+            return self._stream_send(file, pieces, flags)
+        return self._send(file, pieces, None, flags, Choices())
 
     def sendto(self, fd: int, data: Buffer, address: AddressArgument | None, flags: int = 0) -> int:
-        """Send to `address`; how many bytes. Raises as `sendmsg`."""
-        return self._send(self._socket(fd), [memoryview(data).cast("B")], address, flags, Choices())
+        """Send to `address`, which a stream passes over; how many bytes. Raises as `sendmsg`."""
+        file = self._socket(fd)
+        pieces = [memoryview(data).cast("B")]
+        if isinstance(file, StreamFile):
+            return self._stream_sendto(file, pieces, address, flags)
+        return self._send(file, pieces, address, flags, Choices())
 
     def sendmsg(
         self,
@@ -46,19 +55,32 @@ class DataCalls(Core):
         flags: int = 0,
         address: AddressArgument | None = None,
     ) -> int:
-        """Send one message gathered from `buffers`, with ancillary data; how many bytes.
+        """Send what `buffers` hold, a datagram with ancillary data or a part of a stream; how many bytes.
+
+        A stream takes everything, waiting for room; fewer bytes when its time has passed, or where it must not block.
 
         Raises OSError: EDESTADDRREQ, EMSGSIZE, ENETUNREACH, EACCES (broadcast), EADDRNOTAVAIL, EINVAL, EOPNOTSUPP
-        (MSG_OOB), EPIPE, EAGAIN, EINTR, and an error that an earlier message caused (ECONNREFUSED, …).
+        (MSG_OOB of datagrams), EPIPE, EAGAIN, EINTR, and an error that came before (ECONNREFUSED, ECONNRESET, …).
         """
         file = self._socket(fd)
         items = list(ancdata)
+        if isinstance(file, StreamFile):
+            if any(level == c.SOL_SOCKET for level, _, _ in items):
+                raise fault("EINVAL")
+            return self._stream_sendto(file, [memoryview(buffer).cast("B") for buffer in buffers], address, flags)
         choices = chosen(file, items, self.interface_at, self.stack.ip.is_local) if items else Choices()
         return self._send(file, [memoryview(buffer).cast("B") for buffer in buffers], address, flags, choices)
 
+    def _stream_sendto(
+        self, file: StreamFile, pieces: Sequence[memoryview], address: AddressArgument | None, flags: int
+    ) -> int:
+        if address is not None and not isinstance(address, (bytes, bytearray, memoryview)):
+            self._destination(file, address)  # for the errors of the standard library; the kernel does not look at it
+        return self._stream_send(file, pieces, flags)
+
     def _send(
         self,
-        file: SocketFile,
+        file: DatagramFile,
         pieces: Sequence[memoryview],
         address: AddressArgument | None,
         flags: int,
@@ -79,7 +101,7 @@ class DataCalls(Core):
 
     def _cork(
         self,
-        file: SocketFile,
+        file: DatagramFile,
         pieces: Sequence[memoryview],
         size: int,
         where: Destination | None,
@@ -102,7 +124,7 @@ class DataCalls(Core):
         return size
 
     def _transmit(
-        self, file: SocketFile, pieces: Sequence[Buffer], where: Destination | None, flags: int, choices: Choices
+        self, file: DatagramFile, pieces: Sequence[Buffer], where: Destination | None, flags: int, choices: Choices
     ) -> None:
         endpoint = file.endpoint
         scope = None if where is None else self._scope(where)
@@ -124,20 +146,23 @@ class DataCalls(Core):
     # -- receiving -----------------------------------------------------------------------------------------------
 
     def recv(self, fd: int, size: int, flags: int = 0) -> bytes:
-        """Up to `size` bytes of the next datagram; the rest of it is gone. Nothing after SHUT_RD.
+        """Up to `size` bytes of a stream, or of the next datagram, whose rest is gone. Nothing at the end of a stream,
+        and after SHUT_RD.
 
         With MSG_TRUNC the result is no longer than otherwise; `recv_into` tells the whole length. Raises as `recvmsg`.
         """
         return self.recvfrom(fd, size, flags)[0]
 
     def recvfrom(self, fd: int, size: int, flags: int = 0) -> tuple[bytes, SocketAddress | None]:
-        """The same, with the sender's address; None where there is none. Raises as `recvmsg`."""
+        """The same, with the sender's address; None of a stream. Raises as `recvmsg`."""
         if size < 0:
             raise ValueError("negative buffersize in recv")
         if flags & c.MSG_ERRQUEUE:
             data, _, _, address = self.recvmsg(fd, size, 0, flags)
             return data, address
         file = self._socket(fd)
+        if isinstance(file, StreamFile):
+            return self._stream_read(file, size, flags), None
         datagram = self._receive(file, flags)
         if datagram is None:
             return b"", None
@@ -147,7 +172,7 @@ class DataCalls(Core):
 
     def recv_into(self, fd: int, buffer: bytearray | memoryview, nbytes: int = 0, flags: int = 0) -> int:
         """Receive into a buffer, at most `nbytes` (0 is all of it); how many bytes, or with MSG_TRUNC how long the
-        datagram was. Raises as `recvmsg`.
+        datagram was. Of a stream MSG_TRUNC throws away what would have been received. Raises as `recvmsg`.
         """
         return self.recvfrom_into(fd, buffer, nbytes, flags)[0]
 
@@ -164,6 +189,8 @@ class DataCalls(Core):
             length, _, _, address = self.recvmsg_into(fd, [view], 0, flags)
             return length, address
         file = self._socket(fd)
+        if isinstance(file, StreamFile):
+            return self._stream_into(file, [view], flags), None
         datagram = self._receive(file, flags)
         if datagram is None:
             return 0, None
@@ -176,13 +203,21 @@ class DataCalls(Core):
     ) -> tuple[bytes, list[Item], int, SocketAddress | None]:
         """Data, ancillary data (as much as a control buffer of `ancsize` bytes holds), flags and the sender's address.
 
-        The flags are MSG_TRUNC (the datagram was longer), MSG_CTRUNC (ancillary data is missing) and MSG_ERRQUEUE.
+        The flags are MSG_TRUNC (the datagram was longer), MSG_CTRUNC (ancillary data is missing), MSG_OOB (it is
+        urgent) and MSG_ERRQUEUE.
 
-        Raises OSError: EAGAIN, EINTR, EOPNOTSUPP (MSG_OOB), and an error that an earlier message caused. Raises
+        Raises OSError: EAGAIN, EINTR, ENOTCONN, EOPNOTSUPP or EINVAL (MSG_OOB), and an error that came before. Raises
         TimeoutError (see `set_timeout`).
         """
         if size < 0 or ancsize < 0:
             raise ValueError("negative buffer size in recvmsg()")
+        file = self._socket(fd)
+        if isinstance(file, StreamFile) and not flags & c.MSG_ERRQUEUE:
+            if not flags & c.MSG_OOB:
+                return self._stream_read(file, size, flags), [], 0, None
+            target = bytearray(size)
+            done, items, told, address = self._stream_message(file, [memoryview(target)], flags)
+            return bytes(target[:done]), items, told, address
         data = b""
 
         def take(pieces: Callable[[int], list[memoryview]]) -> int:
@@ -190,7 +225,7 @@ class DataCalls(Core):
             data = b"".join(pieces(size))
             return len(data)
 
-        _, items, told, address = self._message(fd, take, ancsize, flags)
+        _, items, told, address = self._message(file, take, ancsize, flags)
         return data, items, told, address
 
     def recvmsg_into(
@@ -198,21 +233,23 @@ class DataCalls(Core):
     ) -> tuple[int, list[Item], int, SocketAddress | None]:
         """The same, scattered into `buffers`; how many bytes comes first."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
+        file = self._socket(fd)
+        if isinstance(file, StreamFile) and not flags & c.MSG_ERRQUEUE:
+            return self._stream_message(file, views, flags)
 
         def take(pieces: Callable[[int], list[memoryview]]) -> int:
             return _scatter(pieces(sum(map(len, views))), views)
 
-        return self._message(fd, take, ancsize, flags)
+        return self._message(file, take, ancsize, flags)
 
     def _message(
-        self, fd: int, take: Callable[[Callable[[int], list[memoryview]]], int], ancsize: int, flags: int
+        self, file: SocketFile, take: Callable[[Callable[[int], list[memoryview]]], int], ancsize: int, flags: int
     ) -> tuple[int, list[Item], int, SocketAddress | None]:
         """The next message: bytes that `take` has copied, ancillary data, flags, address."""
-        file = self._socket(fd)
         address: SocketAddress | None
-        if flags & c.MSG_ERRQUEUE:
+        if not isinstance(file, DatagramFile) or flags & c.MSG_ERRQUEUE:
             error = self._next_error(file)
-            quote = memoryview(error.quoted)[0 if file.raw or file.ping else UDP_HEADER :]
+            quote = memoryview(error.quoted)[UDP_HEADER if file.protocol == c.IPPROTO_UDP and not file.raw else 0 :]
             copied, length = take(lambda size: [quote[:size]]), len(quote)
             items: list[Item] = [reported(file, error, meaning(error)[0])]
             port = 0 if file.raw or file.ping else int.from_bytes(error.quoted[2:4], "big")
@@ -231,7 +268,7 @@ class DataCalls(Core):
         told |= (c.MSG_TRUNC if copied < length else 0) | (c.MSG_CTRUNC if missing else 0)
         return length if flags & c.MSG_TRUNC else copied, kept, told, address
 
-    def _receive(self, file: SocketFile, flags: int) -> Datagram | None:
+    def _receive(self, file: DatagramFile, flags: int) -> Datagram | None:
         """The next datagram, waiting for it if need be; None after SHUT_RD."""
         if flags & c.MSG_OOB and (file.raw or file.ping):
             raise fault("EOPNOTSUPP")
@@ -260,7 +297,7 @@ class DataCalls(Core):
         return error
 
     @staticmethod
-    def _sender(file: SocketFile, datagram: Datagram) -> SocketAddress:
+    def _sender(file: DatagramFile, datagram: Datagram) -> SocketAddress:
         return show(file.family, datagram.src, datagram.src_port, datagram.interface.index)
 
 

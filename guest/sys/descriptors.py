@@ -45,6 +45,11 @@ class DescriptorTable:
             raise fault("EBADF")
         return found
 
+    def check_room(self) -> None:
+        """Raises OSError: EMFILE, when `install` would."""
+        if len(self._files) >= self.limit - self._first:
+            raise fault("EMFILE")
+
     def install(self, file: File, lowest: int = 0, *, cloexec: bool = False) -> int:
         """Give `file` the lowest free descriptor that is not below `lowest`.
 

@@ -1,24 +1,48 @@
-"""System calls on descriptors of any kind: close(2), dup(2), fcntl(2), read(2), write(2), and `adopt`."""
+"""System calls on descriptors of any kind: close(2), dup(2), fcntl(2), read(2), write(2), and `adopt`.
+
+Closing a stream with SO_LINGER waits until its peer has everything, or for the time that was set; socket(7).
+"""
 
 from __future__ import annotations
 
 from guest.net.pbuf import Buffer
 from guest.sys import constants as c
-from guest.sys.core import Core
 from guest.sys.fault import fault
 from guest.sys.host_file import HostFile
+from guest.sys.stream_calls import StreamCalls
+from guest.sys.stream_file import StreamFile
 
 READ_READY = c.POLLIN | c.POLLERR | c.POLLHUP | c.POLLRDHUP
 WRITE_READY = c.POLLOUT | c.POLLERR | c.POLLHUP
 SETTABLE = c.O_NONBLOCK
 
 
-class FileCalls(Core):
+class FileCalls(StreamCalls):
     """Calls that ask nothing of a file but that it is open."""
 
     def close(self, fd: int) -> None:
         """Free a descriptor; the last one of a file closes it. Raises OSError: EBADF."""
-        self.fds.close(fd)
+        if self.lingers(fd) and self._waits.able:
+            self._close_slowly(fd)
+        else:
+            self.fds.close(fd)
+
+    def lingers(self, fd: int) -> bool:
+        """Whether closing this descriptor may have to wait (SO_LINGER). Raises OSError: EBADF."""
+        file = self.fds.file(fd)
+        return isinstance(file, StreamFile) and file.refs == 1 and bool(file.endpoint.options.linger)
+
+    def _close_slowly(self, fd: int) -> None:
+        file = self.fds.file(fd)
+        if not isinstance(file, StreamFile):
+            return
+        with file:
+            self.fds.close(fd)
+            file.endpoint.close()
+            try:
+                self._waits.until(lambda: not file.lingering, file.endpoint.options.linger, [(file, c.POLLHUP)])
+            except InterruptedError:
+                pass  # a signal ends the wait, not the close
 
     def close_all(self) -> int:
         """Close every descriptor of the guest; how many there were."""
@@ -54,6 +78,9 @@ class FileCalls(Core):
 
     def read(self, fd: int, size: int) -> bytes:
         """Up to `size` bytes; none at the end. Raises OSError: EBADF, EINVAL, EAGAIN, EINTR and the file's own."""
+        file = self.fds.file(fd)
+        if isinstance(file, StreamFile):
+            return self._stream_read(file, size, 0)
         target = bytearray(size)
         return bytes(memoryview(target)[: self.read_into(fd, target)])
 
@@ -61,6 +88,8 @@ class FileCalls(Core):
         """Read into a buffer; how many bytes. Raises as `read`."""
         file = self.fds.file(fd)
         view = memoryview(target).cast("B")
+        if isinstance(file, StreamFile):
+            return self._stream_into(file, [view], 0)
         since = self._now()
         with file:
             while (done := file.read_into(view)) is None:
@@ -69,9 +98,14 @@ class FileCalls(Core):
         return done
 
     def write(self, fd: int, data: Buffer) -> int:
-        """Write; how many bytes were taken. Raises OSError: EBADF, EINVAL, EAGAIN, EINTR and the file's own."""
+        """Write; how many bytes were taken, of a stream all of them, as `sendmsg` says.
+
+        Raises OSError: EBADF, EINVAL, EAGAIN, EINTR and the file's own.
+        """
         file = self.fds.file(fd)
         view = memoryview(data).cast("B")
+        if isinstance(file, StreamFile):
+            return self._stream_send(file, [view])
         since = self._now()
         with file:
             while (done := file.write(view)) is None:

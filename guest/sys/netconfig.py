@@ -7,6 +7,8 @@
     lwip_ifup, lwip_ifup_flags         if_up, if_up(dhcp=True)
     lwip_ifdown                        if_down
     lwip_event_subscribe               event_subscribe, event_unsubscribe
+    lwip_stack_flags_get, …_set        stack_flags_get, stack_flags_set
+    (its user filter)                  guard_rules, guard_add, guard_del, guard_flush, guard_policies, guard_policy
     lwip_stack_new, lwip_msocket       a `Stack` and a `Calls` each: a socket belongs to the stack of its calls
 
 Every call raises OSError; an address that is no address is EINVAL, an interface that is not there ENODEV.
@@ -15,6 +17,7 @@ Every call raises OSError; an address that is no address is EINVAL, an interface
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
 from guest.net.address import (
@@ -32,9 +35,17 @@ from guest.sys.core import Core
 from guest.sys.fault import fault
 
 if TYPE_CHECKING:
+    from guest.net.guard import Guard, RuleCount
     from guest.net.interface import Interface
 
 Subscriber = Callable[[str, "Interface", object], None]
+
+
+class StackFlags(IntFlag):
+    """What a stack does with packets; LWIPv6's numbers."""
+
+    FORWARDING = 1
+    FILTER = 2
 
 
 class IpConfig(NamedTuple):
@@ -250,6 +261,75 @@ class NetConfigCalls(Core):
             owner = owners[id(route.interface)]
             found.append(RouteEntry(format_address(prefix.address), length, via, owner, route.metric))
         return found
+
+    # -- flags and the guard -------------------------------------------------------------------------------------
+
+    def stack_flags_get(self) -> StackFlags:
+        """Whether packets for others are passed on, and whether the guard is asked."""
+        forwarding = StackFlags.FORWARDING if self.stack.forwarding else StackFlags(0)
+        return forwarding | (StackFlags.FILTER if self.stack.filtering else StackFlags(0))
+
+    def stack_flags_set(self, flags: int) -> None:
+        """Say so. Without FILTER the guard's rules stay and everything passes. Raises OSError: EINVAL."""
+        self._need("net_admin")
+        if not 0 <= flags <= StackFlags.FORWARDING | StackFlags.FILTER:
+            raise fault("EINVAL")
+        self.stack.forwarding = bool(flags & StackFlags.FORWARDING)
+        self.stack.filtering = bool(flags & StackFlags.FILTER)
+
+    def guard_rules(self) -> list[RuleCount]:
+        """The rules of the packet filter in order, with the packets and bytes that each decided."""
+        guard = self.stack.guard
+        return [] if guard is None else guard.rules
+
+    def guard_add(self, rule: str, number: int | None = None) -> int:
+        """Add a rule (guest/net/guard_rule.py) as the last, or before the one with this number; its own number.
+
+        Raises OSError: EINVAL (no rule), ENOENT (no such number).
+        """
+        self._need("net_admin")
+        try:
+            return self._guard().add(rule, number)
+        except ValueError:
+            raise fault("EINVAL") from None
+        except IndexError:
+            raise fault("ENOENT") from None
+
+    def guard_del(self, number: int) -> None:
+        """Delete a rule by its number, from 1. Raises OSError: ENOENT."""
+        self._need("net_admin")
+        try:
+            self._guard().delete(number)
+        except IndexError:
+            raise fault("ENOENT") from None
+
+    def guard_flush(self) -> None:
+        """Delete all rules; policies stay."""
+        self._need("net_admin")
+        if self.stack.guard is not None:
+            self.stack.guard.flush()
+
+    def guard_policies(self) -> dict[str, tuple[str, int, int]]:
+        """What becomes of packets that no rule matches, by hook, with the packets and bytes that it became of."""
+        guard = self.stack.guard
+        hooks = ("in", "forward", "out")
+        return {hook: ("accept", 0, 0) if guard is None else guard.policy(hook) for hook in hooks}
+
+    def guard_policy(self, hook: str, action: str) -> None:
+        """Say what becomes of them. Raises OSError: EINVAL."""
+        self._need("net_admin")
+        try:
+            self._guard().set_policy(hook, action)
+        except ValueError:
+            raise fault("EINVAL") from None
+
+    def _guard(self) -> Guard:
+        """The stack's guard; its first one if it had none."""
+        if self.stack.guard is None:
+            from guest.net.guard import Guard  # noqa: PLC0415 - who never filters does not load it
+
+            self.stack.guard = Guard()
+        return self.stack.guard
 
     # -- events --------------------------------------------------------------------------------------------------
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guest.sys import constants as c
-from guest.sys import options_ip, options_ipv6, options_socket
+from guest.sys import options_ip, options_ipv6, options_socket, options_tcp
 from guest.sys.fault import fault
 from guest.sys.option import INT, Option
 from guest.sys.options_socket import IFNAMSIZ
 from guest.sys.socket_file import SocketFile
+from guest.sys.stream_file import StreamFile
 
 if TYPE_CHECKING:
     from guest.net.stack import Stack
 
-OPTIONS = options_socket.OPTIONS | options_ip.OPTIONS | options_ipv6.OPTIONS
+OPTIONS = options_socket.OPTIONS | options_ip.OPTIONS | options_ipv6.OPTIONS | options_tcp.OPTIONS
 
 
 def _find(file: SocketFile, level: int, number: int, otherwise: str) -> Option:
@@ -35,6 +36,8 @@ def _find(file: SocketFile, level: int, number: int, otherwise: str) -> Option:
         known = True
         if file.protocol != c.IPPROTO_ICMPV6:
             raise fault("EOPNOTSUPP")
+    elif level == c.IPPROTO_TCP and isinstance(file, StreamFile):
+        known = True
     else:
         known = level == c.SOL_SOCKET or (level == c.IPPROTO_IPV6 and not v4)
     option = OPTIONS.get((level, number))
@@ -81,3 +84,5 @@ def set_option(file: SocketFile, stack: Stack, level: int, number: int, value: i
     else:
         as_int = raw[0] if raw else 0
     option.set(file, stack, as_int, raw)
+    if isinstance(file, StreamFile):
+        file.endpoint.settings_changed()

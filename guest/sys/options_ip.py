@@ -8,9 +8,10 @@ from guest.net.address import V4_ANY, V4_PREFIX, is_multicast, is_unspecified, i
 from guest.sys import constants as c
 from guest.sys.fault import check, fault
 from guest.sys.option import INT, Option, field, icmp_filter, table, wish, within
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile, SocketFile
 
 if TYPE_CHECKING:
+    from guest.net.endpoint import MessageEndpoint
     from guest.net.interface import Interface
     from guest.net.stack import Stack
 
@@ -71,6 +72,13 @@ def _member_interface(stack: Stack, raw: bytes) -> tuple[bool, Interface | None]
     return True, _owner(stack, address)
 
 
+def member(file: SocketFile) -> MessageEndpoint:
+    """The endpoint that joins and leaves groups. Raises OSError: EPROTO for a stream."""
+    if not isinstance(file, DatagramFile):
+        raise fault("EPROTO")
+    return file.endpoint
+
+
 def _join(file: SocketFile, stack: Stack, _value: int, raw: bytes) -> None:
     group = _number(raw)
     if not is_multicast(group):
@@ -78,14 +86,14 @@ def _join(file: SocketFile, stack: Stack, _value: int, raw: bytes) -> None:
     named, interface = _member_interface(stack, raw)
     if named and interface is None:
         raise fault("ENODEV")
-    check(file.endpoint.join(group, interface))
+    check(member(file).join(group, interface))
 
 
 def _leave(file: SocketFile, stack: Stack, _value: int, raw: bytes) -> None:
     named, interface = _member_interface(stack, raw)
     if (named and interface is None) or not is_multicast(_number(raw)):
         raise fault("EADDRNOTAVAIL")
-    check(file.endpoint.leave(_number(raw), interface))
+    check(member(file).leave(_number(raw), interface))
 
 
 def path_mtu(file: SocketFile, stack: Stack, family: int) -> int:

@@ -8,7 +8,7 @@ from guest.net.address import is_multicast, is_v4
 from guest.sys import constants as c
 from guest.sys.fault import check, fault
 from guest.sys.option import INT, Option, field, icmp_filter, table, wish, within
-from guest.sys.options_ip import discover, flag, interface_at, path_mtu
+from guest.sys.options_ip import discover, flag, interface_at, member, path_mtu
 from guest.sys.socket_file import SocketFile
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _join6(file: SocketFile, stack: Stack, _value: int, raw: bytes) -> None:
     interface = interface_at(stack, index)
     if index and interface is None:
         raise fault("ENODEV")
-    check(file.endpoint.join(group, interface))
+    check(member(file).join(group, interface))
 
 
 def _leave6(file: SocketFile, stack: Stack, _value: int, raw: bytes) -> None:
@@ -55,7 +55,7 @@ def _leave6(file: SocketFile, stack: Stack, _value: int, raw: bytes) -> None:
         raise fault("EINVAL")
     if index and interface is None:
         raise fault("EADDRNOTAVAIL")
-    check(file.endpoint.leave(group, interface))
+    check(member(file).leave(group, interface))
 
 
 def _set_checksum(file: SocketFile, _stack: Stack, value: int, _raw: bytes) -> None:

@@ -9,6 +9,7 @@ from guest.sys import constants as c
 from guest.sys.fault import fault
 from guest.sys.option import Option, field, kept, table, told
 from guest.sys.socket_file import SocketFile
+from guest.sys.stream_file import StreamFile
 
 if TYPE_CHECKING:
     from guest.net.stack import Stack
@@ -18,6 +19,8 @@ LINGER = struct.Struct("<ii")
 BUFFER_MAX = 4_194_304  # net.core.rmem_max and wmem_max
 RCVBUF_MIN = 2304  # SOCK_MIN_RCVBUF
 SNDBUF_MIN = 4608  # SOCK_MIN_SNDBUF
+RCVBUF_TUNED_MAX = 6 << 20  # net.ipv4.tcp_rmem, the last of its numbers
+INT_MAX = 0x7FFF_FFFF
 IFNAMSIZ = 16
 
 
@@ -28,6 +31,7 @@ def _buffer(name: str, attribute: str, least: int, limit: int) -> Option:
         # A negative number is a huge unsigned one, except where only root may go beyond the limit.
         asked = min(value if value >= 0 else limit, limit) if limit == BUFFER_MAX else max(0, value)
         setattr(file.endpoint.options, attribute, max(least, min(asked, 0x3FFF_FFFF) * 2))
+        setattr(file.endpoint.options, f"{attribute}_fixed", True)
 
     def get(file: SocketFile, _stack: Stack) -> int:
         return int(getattr(file.endpoint.options, attribute))
@@ -49,13 +53,35 @@ def _timeout(name: str, attribute: str) -> Option:
 
 
 def _get_linger(file: SocketFile, _stack: Stack) -> bytes:
-    packed = file.settings.get((c.SOL_SOCKET, c.SO_LINGER), 0)
-    return LINGER.pack(packed >> 32, packed & 0x7FFF_FFFF)
+    on = file.endpoint.options.linger is not None
+    return LINGER.pack(on, file.settings.get((c.SOL_SOCKET, c.SO_LINGER), 0))
 
 
 def _set_linger(file: SocketFile, _stack: Stack, _value: int, raw: bytes) -> None:
     on, seconds = LINGER.unpack_from(raw)
-    file.settings[c.SOL_SOCKET, c.SO_LINGER] = bool(on) << 32 | seconds & 0x7FFF_FFFF
+    if not on:
+        file.endpoint.options.linger = None  # the time stays, and is told
+        return
+    seconds = seconds if seconds >= 0 else 0x7FFF_FFFF
+    file.settings[c.SOL_SOCKET, c.SO_LINGER] = seconds
+    file.endpoint.options.linger = seconds * 1_000_000
+
+
+def _get_lowat(file: SocketFile, _stack: Stack) -> int:
+    return file.rcvlowat if isinstance(file, StreamFile) else file.settings.get((c.SOL_SOCKET, c.SO_RCVLOWAT), 1)
+
+
+def _set_lowat(file: SocketFile, stack: Stack, value: int, _raw: bytes) -> None:
+    """Datagrams do not look at it. A stream's buffer grows to twice as much, if nobody has set its size."""
+    value = value if value >= 0 else INT_MAX
+    if not isinstance(file, StreamFile):
+        file.settings[c.SOL_SOCKET, c.SO_RCVLOWAT] = value or 1
+        return
+    options = file.endpoint.options
+    value = min(value, (options.rcvbuf if options.rcvbuf_fixed else RCVBUF_TUNED_MAX) // 2)
+    file.rcvlowat = value or 1
+    if not options.rcvbuf_fixed:
+        options.rcvbuf = max(options.rcvbuf, value * 2)
 
 
 def _get_device(file: SocketFile, _stack: Stack) -> bytes:
@@ -82,11 +108,13 @@ OPTIONS = table(
     told("SO_TYPE", lambda file: file.type),
     told("SO_PROTOCOL", lambda file: file.protocol),
     told("SO_DOMAIN", lambda file: file.family),
-    told("SO_ACCEPTCONN", lambda _file: 0),
+    told("SO_ACCEPTCONN", lambda file: int(isinstance(file, StreamFile) and file.endpoint.listening)),
     told("SO_ERROR", lambda file: file.endpoint.take_error()),
     kept(c.SOL_SOCKET, "SO_DONTROUTE", bool),
-    kept(c.SOL_SOCKET, "SO_KEEPALIVE", bool),
-    kept(c.SOL_SOCKET, "SO_OOBINLINE", bool),
+    field("SO_KEEPALIVE", "keepalive", bool),
+    field("SO_OOBINLINE", "oob_inline", bool),
+    Option("SO_RCVLOWAT", _get_lowat, _set_lowat),
+    told("SO_SNDLOWAT", lambda _file: 1),
     kept(c.SOL_SOCKET, "SO_PRIORITY", int),
     _buffer("SO_RCVBUF", "rcvbuf", RCVBUF_MIN, BUFFER_MAX),
     _buffer("SO_SNDBUF", "sndbuf", SNDBUF_MIN, BUFFER_MAX),

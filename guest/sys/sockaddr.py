@@ -156,7 +156,7 @@ def parse_host(
         if family != AF_INET:
             raise ResolveError(EAI_ADDRFAMILY, "address family mismatched")
         return V4_BROADCAST, 0
-    v4 = _inet_aton(host)
+    v4 = inet_aton(host)
     if v4 is not None:
         if family != AF_INET:
             raise ResolveError(EAI_ADDRFAMILY, "Address family for hostname not supported")
@@ -178,7 +178,7 @@ def parse_host(
     return resolver(host, family), 0
 
 
-def _inet_aton(text: str) -> int | None:
+def inet_aton(text: str) -> int | None:
     """The 32-bit number that inet_aton(3) reads, with one to four parts, each decimal, octal or hexadecimal."""
     parts = text.split(".")
     if not 1 <= len(parts) <= 4:

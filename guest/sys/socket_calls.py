@@ -1,4 +1,6 @@
-"""System calls that make, name and set sockets. socket(2), bind(2), connect(2), getsockopt(2), shutdown(2)."""
+"""System calls that make, name and set sockets, and connect them. socket(2), bind(2), connect(2), listen(2), accept(2),
+getsockopt(2), shutdown(2).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,14 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from guest.net.address import V4_ANY
-from guest.net.endpoint import Endpoint
+from guest.net.endpoint import MessageEndpoint
 from guest.sys import constants as c
 from guest.sys import options
-from guest.sys.core import Core
 from guest.sys.fault import check, fault
 from guest.sys.sockaddr import SIN6_LEN_RFC2133, AddressArgument, SocketAddress, family_of, show
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile, SocketFile
+from guest.sys.stream_calls import StreamCalls
+from guest.sys.stream_file import StreamFile
 
 # (AF_*, protocol as the caller gave it) → the socket's file, or an error's name
 Opener: TypeAlias = Callable[[int, int], "SocketFile | str"]
@@ -23,7 +26,7 @@ PRIVILEGED_PORTS = 1024  # as Linux has it unless told otherwise
 PROTOCOL_MAX = 263  # IPPROTO_MAX
 
 
-class SocketCalls(Core):
+class SocketCalls(StreamCalls):
     """Calls on sockets as such."""
 
     # -- making them ---------------------------------------------------------------------------------------------
@@ -33,7 +36,7 @@ class SocketCalls(Core):
         """What opens each type of socket; a new transport enters here."""
         if not hasattr(self, "_openers"):
             self._openers: dict[int, Opener] = {
-                c.SOCK_STREAM: lambda _family, _protocol: "EPROTONOSUPPORT",
+                c.SOCK_STREAM: self._open_stream,
                 c.SOCK_DGRAM: self._open_datagram,
                 c.SOCK_RAW: self._open_raw,
             }
@@ -64,10 +67,15 @@ class SocketCalls(Core):
         self.counters["sockets_opened"] += 1
         return fd
 
+    def _open_stream(self, family: int, protocol: int) -> SocketFile | str:
+        if protocol not in (0, c.IPPROTO_TCP):
+            return "EPROTONOSUPPORT"
+        return StreamFile(self.stack.tcp.open(4 if family == c.AF_INET else 6), family)
+
     def _open_datagram(self, family: int, protocol: int) -> SocketFile | str:
         stack = self.stack
         version = 4 if family == c.AF_INET else 6
-        endpoint: Endpoint
+        endpoint: MessageEndpoint
         if protocol in (0, c.IPPROTO_UDP):
             protocol = c.IPPROTO_UDP
             endpoint = stack.udp.open(version)
@@ -76,7 +84,7 @@ class SocketCalls(Core):
             endpoint.options.reuse_addr = True  # so on Linux, as for raw ones
         else:
             return "EPROTONOSUPPORT"
-        return SocketFile(endpoint, family, c.SOCK_DGRAM, protocol)
+        return DatagramFile(endpoint, family, c.SOCK_DGRAM, protocol)
 
     def _open_raw(self, family: int, protocol: int) -> SocketFile | str:
         if not 0 < protocol <= 255:
@@ -85,7 +93,7 @@ class SocketCalls(Core):
             return "EPERM"
         endpoint = self.stack.raw.open(4 if family == c.AF_INET else 6, protocol)
         endpoint.options.reuse_addr = True
-        return SocketFile(endpoint, family, c.SOCK_RAW, protocol)
+        return DatagramFile(endpoint, family, c.SOCK_RAW, protocol)
 
     # -- naming them ---------------------------------------------------------------------------------------------
 
@@ -101,15 +109,20 @@ class SocketCalls(Core):
         where = self._destination(file, address)
         if where.family != file.family and (where.family, where.address) != (c.AF_UNSPEC, V4_ANY):
             raise fault("EAFNOSUPPORT")
-        if file.protocol == c.IPPROTO_UDP and 0 < where.port < PRIVILEGED_PORTS:
+        if file.protocol in (c.IPPROTO_TCP, c.IPPROTO_UDP) and 0 < where.port < PRIVILEGED_PORTS:
             self._need("net_bind_service", "EACCES")
         check(file.endpoint.bind(where.address, where.port, self._scope(where)))
         file.scope = where.scope
 
     def connect(self, fd: int, address: AddressArgument | None) -> None:
-        """Fix a socket's peer; None, or a struct of family AF_UNSPEC, takes it away again.
+        """Fix a socket's peer; a stream connects to it. None, or a struct of family AF_UNSPEC, takes it away again.
 
-        Raises OSError: ENETUNREACH, EACCES (a broadcast address without SO_BROADCAST), EAFNOSUPPORT, EINVAL, EAGAIN.
+        A stream that must not block gives EINPROGRESS. When poll says POLLOUT the attempt is over; SO_ERROR tells how.
+        It goes on after EINTR, TimeoutError (see `set_timeout`) and EINPROGRESS, which is also what SO_SNDTIMEO gives.
+
+        Raises OSError: ENETUNREACH, EACCES (a broadcast address without SO_BROADCAST), EAFNOSUPPORT, EINVAL, EAGAIN;
+        of a stream also ECONNREFUSED, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, EADDRNOTAVAIL, EINPROGRESS, EALREADY,
+        EISCONN, ECONNABORTED, EINTR.
         """
         file = self._socket(fd)
         raw = isinstance(address, (bytes, bytearray, memoryview))
@@ -120,31 +133,41 @@ class SocketCalls(Core):
         where = self._destination(file, address)
         if where.family != file.family and file.endpoint.options.v6only:
             raise fault("EAFNOSUPPORT")
-        check(file.endpoint.connect(where.address, where.port, self._scope(where)))
-        file.peer_scope = where.scope
-        if where.scope:
-            file.scope = where.scope
+        interface = self._scope(where)
+        if isinstance(file, StreamFile):
+            self._stream_connect(file, where, interface)
+            return
+        check(file.endpoint.connect(where.address, where.port, interface))
+        file.found_peer(where.scope)
 
     def listen(self, fd: int, backlog: int = 128) -> None:
-        """Let a socket take connections. Raises OSError: EOPNOTSUPP."""
+        """Let a socket take connections, of which `backlog` may wait for `accept`; again changes that number.
+
+        Raises OSError: EOPNOTSUPP, EINVAL, EADDRINUSE.
+        """
         self._socket(fd).listen(backlog)
 
     def accept(self, fd: int, flags: int = 0) -> tuple[int, SocketAddress]:
         """The next connection: its descriptor, and its peer. `flags`: SOCK_NONBLOCK, SOCK_CLOEXEC.
 
-        Raises OSError: EOPNOTSUPP, EINVAL, EAGAIN, EMFILE.
+        Raises OSError: EOPNOTSUPP, EINVAL, EAGAIN, EMFILE, EINTR.
         """
         if flags & ~(c.SOCK_NONBLOCK | c.SOCK_CLOEXEC):
             raise fault("EINVAL")
         file = self._socket(fd)
+        if not isinstance(file, StreamFile):
+            raise fault("EOPNOTSUPP")
         since = self._now()
         with file:
+            self.fds.check_room()  # before a connection is taken that could not be handed out
             while (accepted := file.accept()) is None:
-                self._pause(file, 0, c.POLLIN, lambda: bool(file.poll() & (c.POLLIN | c.POLLERR | c.POLLHUP)), since)
+                self._next_sign(file, 0, c.POLLIN, since)
+                self.fds.check_room()
         if flags & c.SOCK_NONBLOCK:
             accepted.flags |= c.O_NONBLOCK
         new = self.fds.install(accepted, cloexec=bool(flags & c.SOCK_CLOEXEC))
-        return new, self.getpeername(new)
+        self.counters["connections_accepted"] += 1
+        return new, show(accepted.family, *(accepted.endpoint.remote or accepted.endpoint.local), accepted.peer_scope)
 
     def getsockname(self, fd: int) -> SocketAddress:
         """The local address."""
@@ -158,12 +181,15 @@ class SocketCalls(Core):
         """The peer's address. Raises OSError: ENOTCONN."""
         file = self._socket(fd)
         remote = file.endpoint.remote
-        if remote is None or not remote[1]:
+        if remote is None or not remote[1] or (isinstance(file, StreamFile) and not file.named):
             raise fault("ENOTCONN")
         return show(file.family, *remote, file.peer_scope)
 
     def shutdown(self, fd: int, how: int) -> None:
-        """Stop receiving (SHUT_RD), sending (SHUT_WR) or both. Raises OSError: EINVAL; ENOTCONN, and does it still."""
+        """Stop receiving (SHUT_RD), sending (SHUT_WR) or both (SHUT_RDWR); of a stream also listening and connecting.
+
+        Raises OSError: EINVAL; ENOTCONN, and does it still.
+        """
         check(self._socket(fd).endpoint.shutdown(how))
 
     # -- setting them --------------------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
 """Sockets as files: an endpoint of the stack with what only the system calls know of it.
 
-Datagram sockets (UDP, ICMP) and raw ones are here. A connection-oriented kind derives from `SocketFile`, overrides
-`listen`, `accept` and the data calls, and enters the table of openers that calls.py keeps.
+Here are what all sockets have, and those of messages: UDP, ICMP, raw. stream_file.py has those of connections.
 """
 
 from __future__ import annotations
 
-from guest.net.endpoint import Datagram, Endpoint
+from guest.net.endpoint import Datagram, Endpoint, MessageEndpoint
 from guest.net.pbuf import Buffer
 from guest.sys.constants import (
     IPPROTO_ICMP,
@@ -30,7 +29,7 @@ MORE_LIMIT = 0xFFFF  # what MSG_MORE may collect: no datagram is longer
 
 
 class SocketFile(File):
-    """A socket.
+    """A socket of any kind.
 
     Args:
         endpoint: of the stack; closed with the file.
@@ -41,11 +40,11 @@ class SocketFile(File):
         timeout: of calls that block, in microseconds; None is for ever (the standard library's `settimeout`).
         rcvtimeo, sndtimeo: SO_RCVTIMEO, SO_SNDTIMEO in microseconds; 0 is for ever.
         scope: interface index of the local link-local address, 0 for none. peer_scope: of the connected one.
-        corked: what MSG_MORE has collected. corked_to: where it goes.
         settings: values of options that are kept and told, and change nothing.
     """
 
     kind = "socket"
+    endpoint: Endpoint
 
     def __init__(self, endpoint: Endpoint, family: int, type: int, protocol: int) -> None:
         super().__init__()
@@ -59,8 +58,6 @@ class SocketFile(File):
         self.sndtimeo = 0
         self.scope = 0
         self.peer_scope = 0
-        self.corked: bytearray | None = None
-        self.corked_to: Destination | None = None
         self.settings: dict[tuple[int, int], int] = {}
         endpoint.on_ready = self.notify
 
@@ -78,7 +75,34 @@ class SocketFile(File):
         """Whether it is an ICMP datagram socket."""
         return self.type == SOCK_DGRAM and self.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6)
 
-    # -- states --------------------------------------------------------------------------------------------------
+    def found_peer(self, scope: int) -> None:
+        """It was connected to an address with this scope."""
+        self.peer_scope = scope
+        if scope:
+            self.scope = scope
+
+    def listen(self, _backlog: int) -> None:
+        """Take connections. Raises OSError: EOPNOTSUPP, where the kind knows none."""
+        raise fault("EOPNOTSUPP")
+
+    def accept(self) -> SocketFile | None:
+        """The next connection, or None when there is none yet. Raises OSError: EOPNOTSUPP, as `listen`."""
+        raise fault("EOPNOTSUPP")
+
+
+class DatagramFile(SocketFile):
+    """A socket of messages: UDP, ICMP, raw.
+
+    Attributes:
+        corked: what MSG_MORE has collected. corked_to: where it goes.
+    """
+
+    endpoint: MessageEndpoint
+
+    def __init__(self, endpoint: MessageEndpoint, family: int, type: int, protocol: int) -> None:
+        super().__init__(endpoint, family, type, protocol)
+        self.corked: bytearray | None = None
+        self.corked_to: Destination | None = None
 
     def poll(self) -> int:
         """As Linux's datagram_poll."""
@@ -95,14 +119,6 @@ class SocketFile(File):
         if endpoint.writable:
             events |= POLLOUT | POLLWRNORM | POLLWRBAND
         return events
-
-    def listen(self, _backlog: int) -> None:
-        """Take connections. Raises OSError: EOPNOTSUPP, for datagrams know none."""
-        raise fault("EOPNOTSUPP")
-
-    def accept(self) -> SocketFile | None:
-        """The next connection, or None when there is none yet. Raises OSError: EOPNOTSUPP, as `listen`."""
-        raise fault("EOPNOTSUPP")
 
     # -- data ----------------------------------------------------------------------------------------------------
 

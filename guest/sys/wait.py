@@ -52,6 +52,11 @@ class Waits:
         self._signals: dict[Process, _Signals] = {}
         self._blocked: dict[Process, None] = {}
 
+    @property
+    def able(self) -> bool:
+        """Whether the caller may wait at all."""
+        return self._scheduler.current is not None or self.block is not None
+
     def until(self, ready: Callable[[], bool], timeout: int | None, files: Sequence[tuple[File, int]]) -> bool:
         """Block until `ready()`, which is asked again after each change of a file; whether that came in time.
 

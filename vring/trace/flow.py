@@ -7,6 +7,7 @@ Promises:
 - A board that is not watched pays nothing: all of this is put in from outside, when the board is built and each time a
   guest has come through stage 1 of its boot.
 - Every counter of a drop is told at the moment it counts, at the stage that dropped.
+- A stage is told before what it causes: the way of a request up to the stage that answers it, then the answer's way.
 - Addresses in `ip` and `arp` are those that the engine works with: IPv4 as ::ffff:a.b.c.d.
 
 What a stage is watched by: `nic` a wrapper around the wire, `ring` and `irq` the machine's access hook, `driver` and
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from guest.apps.decode import decode
 from guest.net.address import format_mac
 from guest.net.pbuf import PacketBuffer
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile
 from hw.abi.virtio_net import RECEIVEQ1
 from hw.abi.virtio_ring import RING_ENTRIES, USED_ELEM_SIZE
 from hw.machine import FIRST_IRQ
@@ -207,15 +208,13 @@ class _GuestTrace:
         way = self._way(stage, packet, text)
         interface = (self._inside or self._device(packet)) if way == "rx" else self._way_out(stage, packet)
         dropped = "_dropped_" in text
-        self._tell(interface, way, stage, text, dropped=dropped)
+        self._tell(interface, way, stage, text.removeprefix(f"{way} "), dropped=dropped)
         if stage == "udp" and text.startswith("port "):
             self._socket(interface, packet, int(text.rpartition(" ")[2]))
 
     def _way(self, stage: str, packet: PacketBuffer, text: str) -> str:
-        if text[:3] in ("rx_", "tx_"):
+        if text.startswith(("rx_", "tx_", "rx ", "tx ")):
             return text[:2]
-        if stage == "arp":
-            return "tx"
         if stage == "ip":  # on the way up the header has been pulled
             return "tx" if packet.network == packet.data else "rx"
         if stage == "ethernet":
@@ -245,7 +244,7 @@ class _GuestTrace:
         fds = []
         for fd in guest.calls.fds:
             file = guest.calls.fds.file(fd)
-            if isinstance(file, SocketFile) and file.endpoint.local[1] == port and file.endpoint.queued_bytes:
+            if isinstance(file, DatagramFile) and file.endpoint.local[1] == port and file.endpoint.queued_bytes:
                 fds.append(str(fd))
         whose = f"fd {', '.join(fds)}" if fds else f"the kernel's port {port}"
         self._tell(interface, "rx", "socket", f"{whose}: {len(packet)} bytes wait")

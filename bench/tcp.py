@@ -1,0 +1,229 @@
+"""TCP over a TAP at an MTU of 1500, without offload: the whole guest, beside a loop that does the least that TCP asks.
+
+The peer is a program on the kernel's sockets, the same for both. Bulk in either direction, request-response of one
+byte, and connections that are opened, used for one byte and closed. Needs root and iproute2, as bench/tap_ping.py,
+whose namespace it uses.
+
+The yardstick (`serve`) is a TCP for one connection at a time that trusts everybody: no loss, no timers, no options, no
+checks of what comes but its checksum. It shows what Python and a TAP allow.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bench import pytcp
+from bench.harness import Figure, compare
+from bench.tap_ping import GUEST, HOST, MAC, namespace, running
+
+if TYPE_CHECKING:
+    from guest.apps.env import Env
+
+ECHO, DISCARD, SOURCE = 7, 9, 19
+BLOCK = 1 << 16
+KINDS: dict[str, tuple[str, str]] = {
+    "in": ("TCP bulk into the guest, MTU 1500", "MB/s"),
+    "out": ("TCP bulk out of the guest, MTU 1500", "MB/s"),
+    "rr": ("TCP request-response, 1 byte", "transactions/s"),
+    "connect": ("TCP open, one byte, close", "connections/s"),
+}
+WORK = {"in": 60_000_000, "out": 60_000_000, "rr": 5000, "connect": 500}
+
+
+def measure(rounds: int, scale: float) -> list[Figure]:
+    """One figure a kind; more is better."""
+    ours_words = [sys.executable, "-u", "-m", "bench.tcp", "guest"]
+    bare_words = [sys.executable, "-u", "-m", "bench.tcp", "serve"]
+    figures = []
+    with namespace() as inside:
+        for kind, (name, unit) in KINDS.items():
+            amount = max(1, int(WORK[kind] * scale))
+
+            def one(server: list[str], kind: str = kind, amount: int = amount) -> float:
+                with running([*inside, *server], "ready"):
+                    words = [*inside, sys.executable, "-m", "bench.tcp", "ask", kind, str(amount)]
+                    done = subprocess.run(words, check=True, capture_output=True, text=True)
+                return float(done.stdout)
+
+            bare = f"{'a loop' if kind != 'connect' else 'the same loop'} that does the least"
+            figure = Figure(name, unit, bare, note=f"{amount / 1e6:g} MB" if unit == "MB/s" else f"{amount} of them")
+            ours = partial(one, ours_words)
+            figures.append(compare(figure, ours, partial(one, bare_words), rounds))
+            if not pytcp.missing():
+                # Slow enough to be given a tenth of the work.
+                words = [sys.executable, "-u", "-m", "bench.pytcp"]
+                theirs = partial(one, words, amount=max(1, amount // 10))
+                figure = Figure(f"{name}, beside another stack", unit, "pmd-pytcp, a TCP in Python", note=figure.note)
+                figures.append(compare(figure, ours, theirs, min(rounds, 3)))
+    return figures
+
+
+# -- the client, on the kernel's sockets -------------------------------------------------------------------------
+
+
+def ask(kind: str, amount: int) -> float:
+    """Do `amount` bytes, transactions or connections; how many (MB) a second."""
+    return {"in": _send, "out": _receive, "rr": _transact, "connect": _connect}[kind](amount)
+
+
+def _dial(port: int) -> socket.socket:
+    made = socket.create_connection((GUEST, port), timeout=20)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
+
+
+def _send(amount: int) -> float:
+    block = memoryview(bytes(BLOCK))
+    with _dial(DISCARD) as made:
+        start = time.perf_counter()
+        for at in range(0, amount, BLOCK):
+            made.sendall(block[: min(BLOCK, amount - at)])
+        made.shutdown(socket.SHUT_WR)
+        made.recv(1)  # the end: all of it has arrived
+        return amount / (time.perf_counter() - start) / 1e6
+
+
+def _receive(amount: int) -> float:
+    with _dial(SOURCE) as made:
+        start = time.perf_counter()
+        left = amount
+        while left > 0:
+            got = len(made.recv(1 << 18))
+            if not got:
+                raise RuntimeError("the connection ended early")
+            left -= got
+        return (amount - left) / (time.perf_counter() - start) / 1e6
+
+
+def _transact(amount: int) -> float:
+    with _dial(ECHO) as made:
+        start = time.perf_counter()
+        for _ in range(amount):
+            made.send(b"x")
+            if made.recv(1) != b"x":
+                raise RuntimeError("another byte came back")
+        return amount / (time.perf_counter() - start)
+
+
+def _connect(amount: int) -> float:
+    start = time.perf_counter()
+    for _ in range(amount):
+        with _dial(ECHO) as made:
+            made.send(b"x")
+            if made.recv(1) != b"x":
+                raise RuntimeError("another byte came back")
+            # Resets, so that the client's ports do not run out in TIME-WAIT.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return amount / (time.perf_counter() - start)
+
+
+# -- the guest ---------------------------------------------------------------------------------------------------
+
+
+def guest(profile: str | None = None) -> None:
+    """Boot a guest on t0 that serves all three ports, until SIGTERM; `profile` is where cProfile's figures go."""
+    import cProfile  # noqa: PLC0415
+
+    from guest.sys import constants as c  # noqa: PLC0415
+    from vring.build import Rig  # noqa: PLC0415
+    from vring.config import Board  # noqa: PLC0415
+
+    def serve(port: int, each: Callable[[Env, int], None]) -> Callable[[Env, list[str]], int]:
+        def main(env: Env, _argv: list[str]) -> int:
+            calls = env.calls
+            listening = calls.socket(c.AF_INET, c.SOCK_STREAM)
+            calls.bind(listening, ("0.0.0.0", port))
+            calls.listen(listening, 64)
+            while True:
+                fd, _ = calls.accept(listening)
+                calls.setsockopt(fd, c.IPPROTO_TCP, c.TCP_NODELAY, 1)
+                env.guest.spawn(lambda env, _argv, fd=fd: one(env, fd))
+
+        def one(env: Env, fd: int) -> int:
+            try:
+                each(env, fd)
+            except OSError:
+                pass  # the peer has reset it
+            env.calls.close(fd)
+            return 0
+
+        return main
+
+    def echo(env: Env, fd: int) -> None:
+        while data := env.calls.recv(fd, BLOCK):
+            env.calls.send(fd, data)
+
+    def discard(env: Env, fd: int) -> None:
+        buffer = bytearray(1 << 18)
+        while env.calls.recv_into(fd, buffer):
+            pass
+
+    def source(env: Env, fd: int) -> None:
+        block = bytes(BLOCK)
+        while True:
+            env.calls.send(fd, block)
+
+    words = f"-ipaddr {GUEST} -netmask 255.255.255.0 -gateway {HOST}"
+    rig = Rig(Board.of_words(("virtio",), ("tap:t0",), words))
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        rig.loop.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    rig.power_on()
+    booted = rig.guests[0]
+    rig.loop.run(until=lambda: booted.booted)
+    for port, each in ((ECHO, echo), (DISCARD, discard), (SOURCE, source)):
+        booted.spawn(serve(port, each))
+    print("ready", flush=True)
+    profiler = cProfile.Profile()
+    if profile:
+        profiler.enable()
+    while not stopped:
+        rig.loop.run(until=lambda: stopped)
+    if profile:
+        profiler.disable()
+        profiler.dump_stats(profile)
+    rig.close()
+
+
+# -- the yardstick -----------------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """The yardstick's process: the least TCP, on t0, until SIGTERM."""
+    import fcntl  # noqa: PLC0415
+
+    from bench.least_tcp import LeastTcp  # noqa: PLC0415
+    from hw.abi import if_tun  # noqa: PLC0415
+
+    stop, wake = os.pipe()
+    signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"x") and None)
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(fd, if_tun.TUNSETIFF, struct.pack("16sH22x", b"t0", if_tun.IFF_TAP | if_tun.IFF_NO_PI))
+    print("ready", flush=True)
+    LeastTcp(fd, bytes.fromhex(MAC.replace(":", "")), socket.inet_aton(GUEST), ECHO, SOURCE).run(stop)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["guest", *rest]:
+            guest(*rest)
+        case ["serve"]:
+            serve()
+        case ["ask", kind, amount]:
+            print(ask(kind, int(amount)))
+        case _:
+            raise SystemExit("python -m bench.tcp guest [PROFILE] | serve | ask KIND AMOUNT")
