@@ -30,7 +30,7 @@ Read: Xen's public `io/netif.h`; `hw/abi/xen_bus.py`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from guest.dma import PAGE, DmaError
 from guest.drivers.net_config import is_station, random_station
@@ -47,7 +47,7 @@ from guest.drivers.netfront_config import (
 )
 from guest.drivers.netfront_rx import ReceiveSide
 from guest.drivers.netfront_tx import ETHERNET_HEADER, VLAN_TAG, TransmitSide
-from guest.net.device import IFF_RUNNING, NetDevice
+from guest.net.device import IFF_RUNNING, UNLIMITED, NetDevice
 from guest.net.pbuf import PacketBuffer
 from guest.services import Timer
 from guest.xen.bus import BusDevice
@@ -179,7 +179,9 @@ class NetfrontDriver(NetDevice):
         bus.find_backend()
         self._set_mac(bus.own(abi.MAC))
         mtu = parse_number(bus.own(abi.MTU), MTU)
-        self.mtu = min(mtu, MTU if self.options.profile == "plain" else MTU_MAX) if mtu >= 68 else MTU
+        # Without packets of several slots a frame has to fit into one page; then Linux, too, keeps to 1500.
+        large = self.options.profile == "full" and bus.theirs(abi.FEATURE_SG, 0) == 1
+        self.mtu = min(mtu, MTU_MAX if large else MTU) if mtu >= 68 else MTU
         self.gso_max_size = self.mtu + ETHERNET_HEADER
         bus.state = parse_number(bus.own(abi.STATE), abi.XenbusStateUnknown)
         self.xen.devices.append(self)
@@ -360,6 +362,8 @@ class NetfrontDriver(NetDevice):
         self.counters["disconnects"] += 1
         self._log(reason)
         self._set_link(False)
+        if self.wants_room is not None and not self._closed:
+            self._services.deferred.add(self._tell_room)  # pages that nobody returns announce nothing
 
     def _fail(self, reason: str) -> None:
         """The back end cannot be believed: disconnect, and try again later."""
@@ -453,6 +457,8 @@ class NetfrontDriver(NetDevice):
                     break
             again = rx.ring.enable() or again
         self._polling = again = self._sound() and again
+        if self.wants_room is not None:
+            self._tell_room()
         return again
 
     def check(self) -> None:
@@ -462,6 +468,7 @@ class NetfrontDriver(NetDevice):
             if queue.rx.ring.pending() and not self._polling:
                 self.counters["irq_lost"] += 1
                 self._schedule_poll()
+        self._tell_room()
         self._sound()
 
     def _watch(self) -> None:
@@ -496,7 +503,27 @@ class NetfrontDriver(NetDevice):
             self._sound()
         elif self._watchdog is None and any(queue.tx.in_flight for queue in queues):
             self._watchdog = self._services.timers.after(SECOND, self._watch)
+        if self.wants_room is not None:
+            self._services.deferred.add(self._tell_room)  # the pages that were taken back announce nothing any more
         return sent
+
+    def tx_room(self) -> int:
+        # A packet goes to the queue of its flow, and whose flow it will be nobody says.
+        return min((queue.tx.room() for queue in self.queues), default=UNLIMITED)
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        self.wants_room = callback
+        for queue in self.queues:
+            queue.tx.watch()
+        self._services.deferred.add(self._tell_room)
+
+    def _tell_room(self) -> bool:
+        """Call whoever waits for room, if there is some; a slice of deferred work that wants no other."""
+        callback = self.wants_room
+        if callback is not None and self.tx_room() > 0:
+            self.wants_room = None
+            callback()
+        return False
 
     def _spread(self, packets: Sequence[PacketBuffer]) -> int:
         """Send each packet through the queue of its flow; packets of one flow keep their order."""

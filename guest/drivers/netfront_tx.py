@@ -85,6 +85,7 @@ class TransmitSide:
         self._features = features
         self._counters = counters
         self._notify = notify
+        self._need = -(-frame_max // PAGE)  # pages of a full frame
         self._crowded = pages - pages // 4
         self._watching = False
 
@@ -163,7 +164,7 @@ class TransmitSide:
         counters["tx_packets"] += sent
         counters["tx_bytes"] += sent_bytes
         if self.in_flight >= self._crowded:
-            self._watch()
+            self.watch()
         return sent
 
     def _put_chain(
@@ -224,6 +225,14 @@ class TransmitSide:
         raw = abi.EXTRA_GSO.pack(abi.XEN_NETIF_EXTRA_TYPE_GSO, 0, offload.gso_size, kind, 0, 0)
         return flags, (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little"), 0)
 
+    def room(self) -> int:
+        """How many full frames that are not segmented there are pages for; a sixteenth is kept back."""
+        pages = len(self._outstanding)
+        if len(self.free) * 2 < pages:
+            self.reclaim()
+        # With extra information in flight the ring may have less room than there are pages.
+        return max(0, min(len(self.free), self.ring.room) - pages // 16) // self._need
+
     # -- taking pages back ---------------------------------------------------------------------------------------
 
     def reclaim(self) -> int:
@@ -250,7 +259,7 @@ class TransmitSide:
                 self._refused(status)
         if self._watching:
             if self.in_flight >= self._crowded:
-                self._watch()
+                self.watch()
             else:
                 self._watching = False
         return len(answered)
@@ -259,7 +268,7 @@ class TransmitSide:
         """The back end did not send a slot: count why."""
         self._counters[f"tx_refused_{_STATUS_NAMES.get(status, 'unknown')}"] += 1
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         """Ask for an event once half of what is in flight has been answered."""
         self._watching = True
         if self.ring.enable(after=max(1, self.ring.in_flight // 2)):
