@@ -162,7 +162,7 @@ class Machine:
 
         Args:
             mac: 6 bytes; by default made from seed, name and handle, in the range that is Xen's.
-            options: `profile` ("full", or "ling": what a LING guest expects), `queues` (4; what the back end offers),
+            options: `profile` ("full", or "ling": what a LING guest expects), `queues` (1; how many are offered),
                 `mtu` (1500), and `sg`, `gso`, `ipv6_csum`, `split`, `multicast`, `control` (on; each can be withheld).
 
         Raises ValueError with one line for an option or value that cannot be, or when the board has no hypervisor.
@@ -271,16 +271,15 @@ def _vif_options(options: Mapping[str, Option]) -> tuple[Profile, int]:
         raise ValueError(f"profile={name}: say {' or '.join(_PROFILES)}")
     profile = _PROFILES[name]
     mtu = _number("mtu", given.pop("mtu", MTU_DEFAULT), net.MTU_MIN, net.MTU_MAX)
+    queues = _number("queues", given.pop("queues", 1), 1, QUEUES_MAX)
     switches: dict[str, bool] = {}
     for option, value in given.items():
-        if option == "queues":
-            profile = replace(profile, queues=_number(option, value, 1, QUEUES_MAX))
-        elif option in _VIF_SWITCHES:
+        if option in _VIF_SWITCHES:
             switches[option] = _switch(option, value)
         else:
             known = ", ".join(sorted([*_VIF_SWITCHES, "mtu", "profile", "queues"]))
             raise ValueError(f"a Xen card has no option {option!r}; it has {known}")
-    return replace(profile, **switches), mtu
+    return replace(profile, queues=queues, **switches), mtu
 
 
 class CardOptions(TypedDict):

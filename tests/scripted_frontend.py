@@ -218,12 +218,14 @@ class Frontend:
     Args:
         guest: whose; by default a new one.
         wire: what the back end is plugged into; by default something that keeps what it is sent.
-        options: of the back end.
+        options: of the back end, which offers four queues if nothing else is said.
     """
 
     def __init__(self, guest: Guest | None = None, wire: Link | None = None, **options: str | int | bool) -> None:
         self.guest = guest or Guest()
         self.wire = wire or Catcher()
+        if options.get("profile") != "ling":
+            options.setdefault("queues", 4)
         self.vif: Vif = self.guest.machine.add_xen_vif(self.wire, mac=b"\x00\x16\x3e\0\0\1", options=options)
         self.device = self.vif.device
         self.path = f"device/vif/{self.vif.handle}"

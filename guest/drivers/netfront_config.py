@@ -34,13 +34,13 @@ class NetfrontOptions:
 
     Attributes:
         profile: see above.
-        queues: wanted; the back end may offer fewer.
+        queues: wanted, where the back end offers as many.
         rx_pages, tx_pages: of each queue: posted receive pages, and transmit requests that may be in flight. A ring has
             256 slots whatever these are.
     """
 
     profile: Profile = "full"
-    queues: int = 1
+    queues: int = QUEUES_MAX
     rx_pages: int = 256
     tx_pages: int = 128
 
@@ -133,7 +133,7 @@ STALE_KEYS = (
 def parse_options(words: Sequence[str]) -> NetfrontOptions:
     """What the kernel's words say of profile and queues; the last of each counts. Raises ValueError, one line."""
     profile: Profile = "full"
-    queues = 1
+    queues = QUEUES_MAX
     for word in words:
         if not word.startswith(_WORD):
             continue
@@ -146,6 +146,4 @@ def parse_options(words: Sequence[str]) -> NetfrontOptions:
             queues = int(value)
         else:
             raise ValueError(f"{word}: write {_WORD}profile=plain or full, {_WORD}queues=1 to {QUEUES_MAX}")
-    if profile == "plain":
-        queues = 1
     return NetfrontOptions(profile, queues)
