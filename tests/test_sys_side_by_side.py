@@ -34,8 +34,9 @@ class Play:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.sockets: dict[Socket, Any] = {}
-        self.ports: dict[int, str] = {}
+        self.ports: dict[int, Socket] = {}
         self.addresses: dict[Socket, Any] = {}
+        self.closed: set[Socket] = set()  # their descriptors may be somebody else's by now
 
     def run(self, steps: list[tuple[Any, ...]]) -> list[Any]:
         """The outcome of each step."""
@@ -65,6 +66,8 @@ class Play:
                 result = self._blank(name, *result)
         elif target in self.sockets:
             result = self.kernel.call(name, self.sockets[target], *arguments)
+            if name == "close" and result is None:
+                self.closed.add(target)
         else:
             return (name, "no socket")
         self._learn()
@@ -99,11 +102,14 @@ class Play:
 
     def _learn(self) -> None:
         """Which ports belong to whom."""
-        for name, sock in self.sockets.items():
-            address = self.kernel.call("getsockname", sock)
+        known = {name: sock for name, sock in self.sockets.items() if name not in self.closed}
+        addresses = {name: self.kernel.call("getsockname", sock) for name, sock in known.items()}
+        for name, address in addresses.items():
             if isinstance(address, tuple) and address[1]:
                 self.addresses[name] = address
-                self.ports.setdefault(address[1], f"port of {name}")
+                owner = self.ports.get(address[1])
+                if owner is None or not isinstance(addresses.get(owner), tuple):  # or its last owner has closed it
+                    self.ports[address[1]] = name
 
     def _blank(self, name: str, data: bytes, address: Any) -> tuple[bytes, Any]:
         """What was received, without what each kernel chooses: identification and checksums."""
@@ -116,7 +122,7 @@ class Play:
 
     def _tame(self, value: Any) -> Any:
         if isinstance(value, tuple) and len(value) in (2, 4) and isinstance(value[0], str):
-            return (value[0], self.ports.get(value[1], value[1]), *value[2:])
+            return (value[0], f"port of {self.ports[value[1]]}" if value[1] in self.ports else value[1], *value[2:])
         if isinstance(value, (tuple, list)):
             return type(value)(self._tame(one) for one in value)
         return value

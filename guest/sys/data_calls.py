@@ -151,6 +151,9 @@ class DataCalls(StreamCalls):
 
         With MSG_TRUNC the result is no longer than otherwise; `recv_into` tells the whole length. Raises as `recvmsg`.
         """
+        if size == 0:
+            self._socket(fd)
+            return b""  # the standard library does not ask the kernel for nothing
         return self.recvfrom(fd, size, flags)[0]
 
     def recvfrom(self, fd: int, size: int, flags: int = 0) -> tuple[bytes, SocketAddress | None]:
@@ -174,6 +177,9 @@ class DataCalls(StreamCalls):
         """Receive into a buffer, at most `nbytes` (0 is all of it); how many bytes, or with MSG_TRUNC how long the
         datagram was. Of a stream MSG_TRUNC throws away what would have been received. Raises as `recvmsg`.
         """
+        if not nbytes and not memoryview(buffer):
+            self._socket(fd)
+            return 0
         return self.recvfrom_into(fd, buffer, nbytes, flags)[0]
 
     def recvfrom_into(

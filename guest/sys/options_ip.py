@@ -44,8 +44,22 @@ def _get_group_interface(file: SocketFile, _stack: Stack) -> bytes:
     return ((V4_ANY if source is None else source) & 0xFFFF_FFFF).to_bytes(4, "big")
 
 
+def _set_tos(file: SocketFile, _stack: Stack, value: int, _raw: bytes) -> None:
+    """A stream's ECN bits are TCP's own (RFC 3168)."""
+    options = file.endpoint.options
+    options.tos = value & 0xFF if isinstance(file, DatagramFile) else value & 0xFC | options.tos & 3
+
+
+def _set_group_ttl(file: SocketFile, _stack: Stack, value: int, _raw: bytes) -> None:
+    if not isinstance(file, DatagramFile):
+        raise fault("EINVAL")
+    file.endpoint.options.multicast_ttl = 1 if value == -1 else within(value, 0, 255)
+
+
 def _set_group_interface(file: SocketFile, stack: Stack, _value: int, raw: bytes) -> None:
     """An in_addr, an ip_mreq or an ip_mreqn, told apart by length."""
+    if not isinstance(file, DatagramFile):
+        raise fault("EINVAL")
     if len(raw) < 4:
         raise fault("EINVAL")
     address = _number(raw[4:8] if len(raw) >= 8 else raw)
@@ -120,7 +134,7 @@ def discover(value: int) -> int:
 
 OPTIONS = table(
     c.IPPROTO_IP,
-    field("IP_TOS", "tos", lambda value: value & 0xFF, 0),
+    Option("IP_TOS", lambda file, _stack: file.endpoint.options.tos, _set_tos, 0),
     field("IP_TTL", "ttl", _ttl, 1)._replace(get=_get_ttl),
     field("IP_HDRINCL", "hdrincl", bool, 1),
     wish(c.IPPROTO_IP, "IP_PKTINFO", 1),
@@ -129,7 +143,7 @@ OPTIONS = table(
     field("IP_RECVERR", "recverr", bool, 1),
     field("IP_MTU_DISCOVER", "mtu_discover", discover, 1),
     Option("IP_MTU", lambda file, stack: path_mtu(file, stack, 4), None),
-    field("IP_MULTICAST_TTL", "multicast_ttl", lambda value: 1 if value == -1 else within(value, 0, 255), 1),
+    Option("IP_MULTICAST_TTL", lambda file, _stack: file.endpoint.options.multicast_ttl, _set_group_ttl, 1),
     field("IP_MULTICAST_LOOP", "multicast_loop", bool, 1),
     field("IP_MULTICAST_ALL", "multicast_all", flag, 1),
     Option("IP_MULTICAST_IF", _get_group_interface, _set_group_interface, 0),

@@ -9,7 +9,7 @@ from guest.sys import constants as c
 from guest.sys.fault import check, fault
 from guest.sys.option import INT, Option, field, icmp_filter, table, wish, within
 from guest.sys.options_ip import discover, flag, interface_at, member, path_mtu
-from guest.sys.socket_file import SocketFile
+from guest.sys.socket_file import DatagramFile, SocketFile
 
 if TYPE_CHECKING:
     from guest.net.stack import Stack
@@ -31,7 +31,15 @@ def _get_group_index(file: SocketFile, _stack: Stack) -> int:
     return 0 if interface is None else interface.index
 
 
+def _set_group_hops(file: SocketFile, _stack: Stack, value: int, _raw: bytes) -> None:
+    if not isinstance(file, DatagramFile):
+        raise fault("ENOPROTOOPT")
+    file.endpoint.options.multicast_ttl = _default(value, 1) or 0
+
+
 def _set_group_index(file: SocketFile, stack: Stack, value: int, _raw: bytes) -> None:
+    if not isinstance(file, DatagramFile):
+        raise fault("ENOPROTOOPT")
     interface = interface_at(stack, value) if value else None
     if value and interface is None:
         raise fault("ENODEV")
@@ -75,7 +83,7 @@ def _default(value: int, instead: int | None) -> int | None:
 OPTIONS = table(
     c.IPPROTO_IPV6,
     field("IPV6_UNICAST_HOPS", "hop_limit", lambda value: _default(value, None))._replace(get=_get_hops),
-    field("IPV6_MULTICAST_HOPS", "multicast_ttl", lambda value: _default(value, 1)),
+    Option("IPV6_MULTICAST_HOPS", lambda file, _stack: file.endpoint.options.multicast_ttl, _set_group_hops),
     field("IPV6_MULTICAST_LOOP", "multicast_loop", flag),
     field("IPV6_MULTICAST_ALL", "multicast_all", bool),
     Option("IPV6_MULTICAST_IF", _get_group_index, _set_group_index),

@@ -127,7 +127,7 @@ class SocketCalls(StreamCalls):
         file = self._socket(fd)
         raw = isinstance(address, (bytes, bytearray, memoryview))
         if address is None or (raw and family_of(bytes(address)) == c.AF_UNSPEC):  # type: ignore[arg-type]  # raw
-            check(file.endpoint.disconnect())
+            check(file.disconnect() if isinstance(file, StreamFile) else file.endpoint.disconnect())
             file.peer_scope = 0
             return
         where = self._destination(file, address)
@@ -190,7 +190,8 @@ class SocketCalls(StreamCalls):
 
         Raises OSError: EINVAL; ENOTCONN, and does it still.
         """
-        check(self._socket(fd).endpoint.shutdown(how))
+        file = self._socket(fd)
+        check(file.shutdown(how) if isinstance(file, StreamFile) else file.endpoint.shutdown(how))
 
     # -- setting them --------------------------------------------------------------------------------------------
 

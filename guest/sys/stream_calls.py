@@ -21,12 +21,11 @@ from guest.sys.ancillary import Item
 from guest.sys.core import Core
 from guest.sys.fault import check, fault
 from guest.sys.sockaddr import Destination, SocketAddress
-from guest.sys.stream_file import OPENING, StreamFile
+from guest.sys.stream_file import OPENING, UNDER_WAY, StreamFile
 
 if TYPE_CHECKING:
     from guest.net.interface import Interface
 
-UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)  # what a connection gives that is neither there nor refused
 SCRATCH = 65536  # what MSG_TRUNC throws away at a time
 
 
@@ -43,7 +42,7 @@ class StreamCalls(Core):
     def _stream_connect(self, file: StreamFile, where: Destination, interface: Interface | None) -> None:
         """Connect, and wait for that if the socket may block. Raises as `SocketCalls.connect`."""
         endpoint = file.endpoint
-        first = number = endpoint.connect(where.address, where.port, interface)
+        first = number = file.connect(where.address, where.port, interface)
         if number in (0, errno.EINPROGRESS):
             file.found_peer(where.scope)
         timed = file.timeout is not None  # then the standard library waits for an attempt that began, and asks SO_ERROR
@@ -56,7 +55,7 @@ class StreamCalls(Core):
                 while endpoint.connecting if timed else number in UNDER_WAY:
                     self._next_sign(file, 0, c.POLLOUT, since, receiving=False)
                     if not timed:
-                        number = endpoint.connect(where.address, where.port, interface)
+                        number = file.connect(where.address, where.port, interface)
             except BlockingIOError:  # SO_SNDTIMEO has passed
                 check(first)
         check(endpoint.take_error() if timed else number)

@@ -6,6 +6,7 @@ Read: tcp(7), poll(2), and what Linux's tcp_poll and inet_getname do, which the 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,13 @@ from guest.sys.sockaddr import needs_scope
 from guest.sys.socket_file import SocketFile
 
 if TYPE_CHECKING:
+    from guest.net.interface import Interface
     from guest.net.tcp.endpoint import TcpEndpoint
 
+UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)  # what `connect` gives that is neither there nor refused
 OPENING = frozenset((State.SYN_SENT, State.SYN_RECEIVED))
 UNNAMED = frozenset((State.CLOSED, State.LISTEN, State.SYN_SENT, State.TIME_WAIT))  # states in which nobody is the peer
+SS_UNCONNECTED, SS_CONNECTING, SS_CONNECTED, SS_DISCONNECTING = 1, 2, 3, 4  # linux/net.h
 LINGERING = frozenset((State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK))  # closed, and our FIN is not acknowledged
 
 
@@ -42,6 +46,7 @@ class StreamFile(SocketFile):
         family: AF_*.
 
     Attributes:
+        phase: SS_*: what came of `connect`. It outlives the connection: only a disconnect makes an end new again.
         rcvlowat: SO_RCVLOWAT: bytes that have to be there before poll says that the socket can be read.
     """
 
@@ -49,6 +54,7 @@ class StreamFile(SocketFile):
 
     def __init__(self, endpoint: TcpEndpoint, family: int) -> None:
         super().__init__(endpoint, family, SOCK_STREAM, IPPROTO_TCP)
+        self.phase = SS_UNCONNECTED
         self.rcvlowat = 1
 
     # -- states --------------------------------------------------------------------------------------------------
@@ -66,7 +72,7 @@ class StreamFile(SocketFile):
             events |= POLLIN | POLLRDNORM | POLLRDHUP
         if state not in OPENING:
             lowat = self.rcvlowat
-            if endpoint.readable if lowat == 1 else endpoint.unread >= lowat:
+            if endpoint.unread >= lowat or (lowat == 1 and not endpoint.error and endpoint.readable):
                 events |= POLLIN | POLLRDNORM
             if endpoint.shut_write or state is State.CLOSED or endpoint.writable:
                 events |= POLLOUT | POLLWRNORM
@@ -88,6 +94,8 @@ class StreamFile(SocketFile):
 
     def listen(self, backlog: int) -> None:
         """Take connections. Raises OSError: EINVAL, EADDRINUSE."""
+        if self.phase != SS_UNCONNECTED:
+            raise fault("EINVAL")
         check(self.endpoint.listen(max(0, backlog)))  # the standard library knows no negative ones
 
     def accept(self) -> StreamFile | None:
@@ -101,6 +109,7 @@ class StreamFile(SocketFile):
         if endpoint is None:
             return None
         file = StreamFile(endpoint, self.family)
+        file.phase = SS_CONNECTED
         file.rcvlowat = self.rcvlowat
         file.rcvtimeo, file.sndtimeo = self.rcvtimeo, self.sndtimeo
         file.wants = set(self.wants)
@@ -110,6 +119,36 @@ class StreamFile(SocketFile):
             file.scope = device.index if needs_scope(endpoint.local[0]) else 0
             file.peer_scope = device.index if endpoint.remote is not None and needs_scope(endpoint.remote[0]) else 0
         return file
+
+    def connect(self, address: int, port: int, interface: Interface | None) -> int:
+        """Begin to connect, or see what has come of it; 0 or an errno, see `TcpEndpoint.connect`."""
+        if self.phase == SS_CONNECTED:
+            return errno.EISCONN
+        if self.phase == SS_DISCONNECTING:
+            return errno.EINVAL
+        number = self.endpoint.connect(address, port, interface)
+        if number in UNDER_WAY:
+            self.phase = SS_CONNECTING
+        elif number != errno.EISCONN:
+            self.phase = SS_UNCONNECTED if number else SS_CONNECTED
+        return number
+
+    def disconnect(self) -> int:
+        """End the connection, or what should become one, by a reset; 0 or an errno."""
+        self.phase = SS_UNCONNECTED
+        return self.endpoint.disconnect()
+
+    def shutdown(self, how: int) -> int:
+        """Shut down; 0 or an errno. What waits for its peer's last segments counts as closed, as on Linux."""
+        state = self.endpoint.state
+        failed = self.endpoint.shutdown(how)
+        if failed == errno.EINVAL:
+            return failed
+        if state in (State.LISTEN, State.SYN_SENT) and self.endpoint.state is State.CLOSED:
+            self.phase = SS_UNCONNECTED
+        elif self.phase == SS_CONNECTING:
+            self.phase = SS_DISCONNECTING if state in (State.CLOSED, State.SYN_RECEIVED) else SS_CONNECTED
+        return failed or (errno.ENOTCONN if state is State.TIME_WAIT else 0)
 
     # -- data ----------------------------------------------------------------------------------------------------
 

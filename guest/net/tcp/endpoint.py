@@ -54,6 +54,7 @@ class TcpEndpoint(AddressedEndpoint):
         self._tcp = tcp
         self._address_fixed = False
         self._port_fixed = False
+        self._bound = False  # whether it has its port; one that it had is still shown, as on Linux
         self._told = False  # `connect` has said that the connection is there
 
     # -- addresses -----------------------------------------------------------------------------------------------
@@ -66,7 +67,9 @@ class TcpEndpoint(AddressedEndpoint):
             return failed
         if is_multicast(addr) and not is_v4(addr):
             return errno.EINVAL
-        if self.local[1] or self.connection is not None:
+        if self.state in (State.CLOSED, State.TIME_WAIT) and self.connection is not None and not self._port_fixed:
+            self._leave_connection()  # what is over holds no port that nobody chose
+        if self._bound or self.connection is not None:
             return errno.EINVAL
         device = self.options.bind_device
         if needs_zone(addr) and interface is not None:
@@ -75,6 +78,7 @@ class TcpEndpoint(AddressedEndpoint):
         if failed:
             self.options.bind_device = device
             return failed
+        self._bound = True
         self._address_fixed = not is_unspecified(addr)
         self._port_fixed = port != 0
         self._fix_source()
@@ -92,10 +96,11 @@ class TcpEndpoint(AddressedEndpoint):
             return errno.EINVAL
         if self.connection is not None:
             self._leave_connection()
-        if not self.local[1]:
+        if not self._bound:
             failed = self._tcp.ports.bind(self, self.local[0], 0)
             if failed:
                 return failed
+            self._bound = True
         failed = self._tcp.ports.listen(self)
         if failed:
             return failed
@@ -156,12 +161,14 @@ class TcpEndpoint(AddressedEndpoint):
     def _take_port(self, local: int, remote: tuple[int, int]) -> int:
         """See that this end has a port from which no connection to `remote` leads; 0 or an errno."""
         tcp = self._tcp
-        if self.local[1]:
+        if self._bound:
             if not tcp.free((local, self.local[1], *remote)):
                 return errno.EADDRNOTAVAIL
             self.local = (local, self.local[1])
             return 0
-        return tcp.ports.bind_towards(self, local, remote, lambda port: not tcp.free((local, port, *remote)))
+        failed = tcp.ports.bind_towards(self, local, remote, lambda port: not tcp.free((local, port, *remote)))
+        self._bound = not failed
+        return failed
 
     def disconnect(self) -> int:
         """Reset the connection, and stop listening (connecting to AF_UNSPEC)."""
@@ -183,9 +190,8 @@ class TcpEndpoint(AddressedEndpoint):
             self.connection = None
         self.remote = None
         self.shut_read = self.shut_write = False
-        if not self._port_fixed and self.local[1]:
-            self._tcp.ports.release(self)
-            self.local = (self.local[0], 0)
+        if not self._port_fixed:
+            self._give_port_back()
         if not self._address_fixed:
             self.local = (V4_ANY if self.family == 4 else V6_ANY, self.local[1])
         self.options.bind_device = None
@@ -199,6 +205,7 @@ class TcpEndpoint(AddressedEndpoint):
         if interface is not None:
             child.options.bind_device = interface  # type: ignore[assignment]  # the engine's interfaces are the stack's
         self._tcp.ports.hold(child, connection.ends[0], self.local[1])
+        child._bound = True
         child.remote = connection.ends[2:]
         child._told = True
         child._fix_source()
@@ -267,7 +274,7 @@ class TcpEndpoint(AddressedEndpoint):
         """
         connection = self.connection
         if connection is None:
-            return -errno.ENOTCONN if self.remote is None else self._nothing()
+            return self._nothing()
         if not len(target):
             return 0
         count = connection.read(target, peek, self.options.oob_inline, offset)
@@ -388,10 +395,13 @@ class TcpEndpoint(AddressedEndpoint):
             listener, self.listener = self.listener, None
             self._tcp.ports.listening.discard(self)
             listener.close()
-            if self._port_fixed or self.closed:
-                return
+            if not self._port_fixed and not self.closed:
+                self._give_port_back()
+
+    def _give_port_back(self) -> None:
+        if self._bound:
+            self._bound = False
             self._tcp.ports.release(self)
-            self.local = (self.local[0], 0)
 
     def changed(self) -> None:
         """Something has changed that a caller may be waiting for."""
