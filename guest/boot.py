@@ -29,7 +29,6 @@ from guest.net.stack import Stack
 from guest.ol import Outlets
 from guest.services import Services
 from guest.sys.scheduler import Scheduler
-from guest.xen.domain import Domain
 
 if TYPE_CHECKING:
     from guest.kernel import Guest
@@ -51,7 +50,7 @@ def stage1(guest: Guest) -> None:
     log("stage 1: clock: timers run")
     options = _options(guest)
     _configure(guest, options)
-    guest.xen = xen = Domain.of(services)
+    guest.xen = xen = guest.find_domain(services)
     if xen is not None:
         log(f"stage 1: xen: domain {xen.domid}: grants, event channels, store")
     guest.grid = standard_grid(

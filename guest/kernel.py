@@ -58,6 +58,7 @@ class Guest:
         name: for people.
         console: told of every line of the log and of the programs' output; None for nobody.
         config: rings, MTU and TCP's values; `net.…` words on the command line go over it.
+        find_domain: finds the domain of Xen's that the guest is; another one can serve a real domain's devices.
 
     Attributes:
         stage: stages of the boot that are over: 0, 1 or 2.
@@ -97,8 +98,10 @@ class Guest:
         name: str = "guest",
         console: Callable[[str], None] | None = None,
         config: GuestConfig | None = None,
+        find_domain: Callable[[Services], Domain | None] = Domain.of,
     ) -> None:
         self.platform = platform
+        self.find_domain = find_domain
         self.name = name
         self.hostname = name
         self.config = config or GuestConfig()

@@ -203,8 +203,8 @@ def test_p2_a_large_segment_arrives_with_its_extra_information_in_the_second_slo
 @pytest.mark.parametrize(
     ("more", "frame", "header", "reason"),
     [
-        ({"feature_sg": 1}, tcp4(9000), virtio(1, 1, 54, 1400, 34, 16), "gso_not_asked"),
-        ({"feature_gso_tcpv4": 1}, tcp4(9000), virtio(1, 1, 54, 1400, 34, 16), "gso_not_asked"),
+        ({"feature_sg": 1}, tcp4(9000), virtio(1, 3, 54, 1400, 34, 6), "gso_not_asked"),
+        ({"feature_sg": 1}, tcp4(9000), virtio(1, 1, 54, 9001, 34, 16), "gso_not_asked"),
         ({}, bytes(5000), None, "too_long"),
         ({}, bytes(13), None, "runt"),
         ({}, UDP, virtio(1, start=34, offset=30), "csum_outside"),
@@ -218,6 +218,18 @@ def test_frames_that_a_front_end_cannot_take_are_counted(
     front.arrive(frame, header=header)
     assert front.received() == []
     assert front.counters == {f"rx_dropped_{reason}": 1}
+
+
+@pytest.mark.parametrize("more", [{"feature_sg": 1}, {"feature_gso_tcpv4": 1}])
+def test_a_large_segment_is_cut_for_a_front_end_that_did_not_ask_for_it(more: dict[str, object]) -> None:
+    front = Frontend().connect(**more)
+    pages = front.post(8)
+    frame = tcp4(7000)
+    front.arrive(frame, header=virtio(1, 1, 54, 1400, 34, 16))
+    sizes = [size for _, _, flags, size in front.received() if not flags]
+    assert sizes == [54 + 1400] * 5, "no flags: their checksums are there"
+    assert b"".join(front.guest.read(page + 54, 1400) for page in pages[:5]) == frame[54:]
+    assert front.counters == {"rx_segmented": 1, "rx_packets": 5, "rx_bytes": 5 * 1454}
 
 
 # -- receive -------------------------------------------------------------------------------------------------------

@@ -29,10 +29,9 @@ Read: Xen's public `io/netif.h`; `hw/abi/xen_bus.py`.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 
-from guest.dma import PAGE, DmaError
+from guest.dma import DmaError
 from guest.drivers.net_config import is_station, random_station
 from guest.drivers.netfront_config import (
     MTU,
@@ -41,12 +40,11 @@ from guest.drivers.netfront_config import (
     STALE_KEYS,
     NetfrontOptions,
     Offer,
-    QueueKeys,
     connection_keys,
     read_offer,
 )
-from guest.drivers.netfront_rx import ReceiveSide
-from guest.drivers.netfront_tx import ETHERNET_HEADER, VLAN_TAG, TransmitSide
+from guest.drivers.netfront_queue import Queue, flow_hash
+from guest.drivers.netfront_tx import ETHERNET_HEADER
 from guest.net.device import IFF_RUNNING, UNLIMITED, NetDevice
 from guest.net.pbuf import PacketBuffer
 from guest.services import Timer
@@ -70,69 +68,6 @@ CLOSE_WAITS = 16  # looks at a back end that is to let go
 
 _GONE = (abi.XenbusStateUnknown, abi.XenbusStateInitialising, abi.XenbusStateInitWait)
 _ENDED = (abi.XenbusStateClosing, abi.XenbusStateClosed)
-
-
-class Queue:
-    """A pair of rings and their event channels.
-
-    Raises DmaError, GrantError, EventError; nothing is kept then.
-    """
-
-    def __init__(self, driver: NetfrontDriver, offer: Offer) -> None:
-        xen, domid, options = driver.xen, driver.bus.backend_id, driver.options
-        dma = xen.services.dma
-        self._events = events = xen.events
-        self.tx_port = self.rx_port = 0
-        self._rx: ReceiveSide | None = None
-        try:
-            self.tx_port = self.rx_port = events.open(domid, driver.on_event)
-            if offer.split:
-                self.rx_port = events.open(domid, driver.on_event)
-            counters, features = driver.counters, offer.features
-            self.rx = self._rx = ReceiveSide(
-                xen.grants, dma, domid, options.rx_pages, features, counters, self.notify_rx
-            )
-            longest = driver.mtu + ETHERNET_HEADER
-            if not features.sg:
-                longest = min(longest, PAGE - VLAN_TAG)  # a frame is one slot, and a slot at most a page
-            self.tx = TransmitSide(
-                xen.grants, dma, domid, options.tx_pages, longest, features, counters, self.notify_tx
-            )
-        except (DmaError, GrantError, EventError):
-            if self._rx is not None:
-                self._rx.close()
-            self._close_ports()
-            raise
-
-    def notify_tx(self) -> None:
-        """Send the event of the transmit ring."""
-        self._events.notify(self.tx_port)
-
-    def notify_rx(self) -> None:
-        """Send the event of the receive ring."""
-        self._events.notify(self.rx_port)
-
-    def kick(self) -> None:
-        """Tell the back end of both rings, whether it asked or not."""
-        self.notify_tx()
-        if self.rx_port != self.tx_port:
-            self.notify_rx()
-
-    @property
-    def keys(self) -> QueueKeys:
-        """What the back end is told."""
-        return QueueKeys(self.tx.ring_page.refs[0], self.rx.ring_page.refs[0], self.tx_port, self.rx_port)
-
-    def _close_ports(self) -> None:
-        for port in {self.tx_port, self.rx_port} - {0}:
-            self._events.close(port)
-
-    def close(self, forget: bool) -> None:
-        """Give everything back; after a resume (`forget`) channels and grants are gone already."""
-        if not forget:
-            self._close_ports()
-        self.rx.close(forget)
-        self.tx.close(forget)
 
 
 class NetfrontDriver(NetDevice):
@@ -294,7 +229,9 @@ class NetfrontDriver(NetDevice):
                 self._refuse(f"{bus.backend} does not copy received packets into our pages")
                 return
             for _ in range(offer.queues):
-                queues.append(Queue(self, offer))
+                queues.append(
+                    Queue(self.xen, bus.backend_id, options, offer, self.mtu, self.counters, self.on_event)
+                )
             self._write_keys(queues)
             bus.switch(abi.XenbusStateConnected)
         except (DmaError, GrantError, EventError, StoreError) as error:
@@ -587,20 +524,6 @@ class NetfrontDriver(NetDevice):
             ],
             "failed": self.failed,
         }
-
-
-def flow_hash(packet: PacketBuffer) -> int:
-    """A number that is the same for packets of one flow: over addresses, and the first bytes behind the IP header."""
-    frame = packet.linear
-    if len(frame) < 14:
-        return 0
-    kind = frame[12] << 8 | frame[13]
-    if kind == 0x0800:  # IPv4; of a fragment only the addresses count
-        whole = len(frame) >= 24 and not (frame[20] & 0x3F or frame[21])
-        return zlib.crc32(frame[26 : 38 if whole else 34])
-    if kind == 0x86DD:
-        return zlib.crc32(frame[22:58])
-    return zlib.crc32(frame[:14])
 
 
 def probe(xen: Domain | None) -> int:

@@ -320,8 +320,7 @@ class Netback(XenbusBackend, Receiver):
             return len(frames)
         spread: dict[int, list[Frame]] = {}
         for frame in frames:
-            ready = wishes.fit(frame)
-            if ready is not None:
+            for ready in wishes.fit(frame):
                 spread.setdefault(self._queue_for(ready), []).append(ready)
         for index, batch in spread.items():
             if index >= len(self.queues):

@@ -1,15 +1,14 @@
-"""What a frame's headers say: where its checksum lies, completing it, and which queue its flow belongs to.
+"""What a frame's headers say: where its checksum lies, and which queue its flow belongs to.
 
 A Xen interface says only "the checksum is blank"; a wire's header says where it starts and where it goes. Every length
 and offset here is checked against the frame before it is used.
 
-Read first: virtio 1.4 §5.1.9.2 (csum_start, csum_offset), RFC 1071.
+Read first: virtio 1.4 §5.1.9.2 (csum_start, csum_offset).
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 from hw.wire.link import Buffer
@@ -75,34 +74,6 @@ def header_length(frame: Buffer, transport: Transport) -> int:
     length = (frame[transport.start + 12] >> 4) * 4
     end = transport.start + length
     return end if length >= 20 and end <= len(frame) else 0
-
-
-def _python_sum(data: Buffer) -> int:
-    value = int.from_bytes(data, "big") << 8 * (len(data) & 1)
-    return value % 65535 or (65535 if value else 0)
-
-
-def _native_sum() -> Callable[[Buffer], int] | None:
-    """The sum in C, or None where the extension was not built."""
-    try:
-        from hw._native import ffi, lib  # noqa: PLC0415  # optional: installing works without a C compiler
-    except ImportError:
-        return None
-
-    def inet_sum(data: Buffer) -> int:
-        return lib.hw_inet_sum(ffi.from_buffer("uint8_t[]", data), len(data))
-
-    return inet_sum
-
-
-_sum: Callable[[Buffer], int] = _native_sum() or _python_sum
-
-
-def complete_checksum(frame: bytearray, start: int, offset: int) -> None:
-    """Put the checksum over everything from `start` on into place; the pseudo-header's sum is there already."""
-    place = start + offset
-    value = ~_sum(memoryview(frame)[start:]) & 0xFFFF
-    frame[place : place + 2] = (value or 0xFFFF).to_bytes(2, "big")
 
 
 def flow_hash(frame: Buffer) -> int:

@@ -1,7 +1,7 @@
 """What a front end takes: the features it has asked for, its multicast filter, and frames made fit for both.
 
-Promises: a frame that the front end cannot take is made so that it can (a blank checksum is completed), or dropped and
-counted under its reason. A wire's header is believed only as far as it points into the frame.
+Promises: a frame that the front end cannot take is made so that it can (a blank checksum is completed, a super-frame
+cut), or dropped and counted under its reason. A wire's header is believed only as far as it points into the frame.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections import Counter
 from hw.abi import virtio_net as net
 from hw.abi import xen_bus as bus
 from hw.abi.xen import XEN_PAGE_SIZE
+from hw.wire.finish import complete_checksum, finished
 from hw.wire.link import FRAME_MAX, Frame, frame_bytes
-from hw.xen.offload import ETHERNET_HEADER, complete_checksum, transport_of
+from hw.xen.offload import ETHERNET_HEADER, transport_of
 from hw.xen.store_client import StoreAccess
 
 MULTICAST_MAX = 64  # addresses in the filter
@@ -60,8 +61,8 @@ class Wishes:
             self._multicast.add(address)
         return True
 
-    def fit(self, frame: Frame) -> Frame | None:
-        """The frame as the front end takes it, or None when it gets nothing, which is counted."""
+    def fit(self, frame: Frame) -> list[Frame]:
+        """The frame as the front end takes it, in segments if it must; none when it gets nothing, which is counted."""
         header, views = frame
         length = sum(map(len, views))
         gso = header[1] if header is not None else 0
@@ -70,19 +71,23 @@ class Wishes:
             wrong = "runt"
         elif length > (FRAME_MAX if gso else self._frame_max):
             wrong = "too_long"
-        elif gso and not self._gso.get(gso & ~net.VIRTIO_NET_HDR_GSO_ECN, False):
-            wrong = "gso_not_asked"
         elif self.filtering and not self._wanted(frame):
             wrong = "multicast"
+        elif gso and not self._gso.get(gso & ~net.VIRTIO_NET_HDR_GSO_ECN, False):
+            segments = finished(frame)
+            if segments and all(len(views[0]) <= self._frame_max for _, views in segments):
+                self._counters["rx_segmented"] += 1
+                return segments
+            wrong = "gso_not_asked"
         if not wrong:
             if gso or header is None or not header[0] & net.VIRTIO_NET_HDR_F_NEEDS_CSUM:
-                return frame
+                return [frame]
             fit = self._with_checksum(frame)
             if fit is not None:
-                return fit
+                return [fit]
             wrong = "csum_outside"
         self._counters["rx_dropped_" + wrong] += 1
-        return None
+        return []
 
     def _wanted(self, frame: Frame) -> bool:
         first = frame[1][0]
