@@ -162,7 +162,7 @@ class Machine:
 
         Args:
             mac: 6 bytes; by default made from seed, name and handle, in the range that is Xen's.
-            options: `profile` ("full", or "ling": what a LING guest expects), `queues` (1; how many are offered),
+            options: `profile` ("full", or "ling": what a LING guest expects, and the guest is told to be one), `queues` (1; how many are offered),
                 `mtu` (1500), and `sg`, `gso`, `ipv6_csum`, `split`, `multicast`, `control` (on; each can be withheld).
 
         Raises ValueError with one line for an option or value that cannot be, or when the board has no hypervisor.
@@ -179,11 +179,13 @@ class Machine:
 
     @property
     def full_cmdline(self) -> str:
-        """What the guest's kernel is given: `virtio_mmio.device=<size>@<base>:<irq>` for each slot, then `cmdline`."""
+        """What the guest's kernel is given: a word for each virtio slot, one where all vifs are LING's; then `cmdline`."""
         words = [
             f"virtio_mmio.device=4K@{SLOT_BASE + slot * SLOT_SIZE:#x}:{FIRST_IRQ + slot}"
             for slot in range(len(self.nics))
         ]
+        if self.vifs and all(vif.device.profile == LING for vif in self.vifs):
+            words.append("xen_netfront.profile=plain")
         return " ".join([*words, self.cmdline]).strip()
 
     def random(self, purpose: str) -> random.Random:

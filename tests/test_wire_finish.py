@@ -1,4 +1,4 @@
-"""Offload done in software: against scapy's idea of a packet, and against what the host's kernel makes of the same frame."""
+"""Offload done in software: against scapy's idea of a packet, and what the host's kernel makes of the same frame."""
 
 from __future__ import annotations
 
