@@ -43,6 +43,7 @@ from guest.drivers.netfront_config import (
     connection_keys,
     read_offer,
 )
+from guest.drivers.netfront_offload import GSO_TYPES
 from guest.drivers.netfront_queue import Queue, flow_hash
 from guest.drivers.netfront_tx import ETHERNET_HEADER
 from guest.net.device import IFF_RUNNING, UNLIMITED, NetDevice
@@ -55,7 +56,7 @@ from guest.xen.grants import GrantError
 from guest.xen.store import parse_number
 from guest.xen.store_ring import StoreError
 from hw.abi import xen_bus as abi
-from hw.abi.xen_netif import XEN_NETIF_MAX_TX_SIZE, XEN_NETIF_NR_SLOTS_MIN
+from hw.abi.xen_netif import XEN_NETIF_NR_SLOTS_MIN
 
 BUDGET = 64  # responses of one poll, of each queue
 
@@ -245,8 +246,10 @@ class NetfrontDriver(NetDevice):
             return
         self.offer, self.queues = offer, queues
         features = offer.features
-        self.gso_max_size = XEN_NETIF_MAX_TX_SIZE if features.tx_gso else self.mtu + ETHERNET_HEADER
-        self.gso_max_segs = 64 if features.tx_gso else 1
+        largest = queues[0].tx.gso_max
+        self.gso_kinds = frozenset(GSO_TYPES[kind] for kind in features.tx_gso) if largest else frozenset()
+        self.gso_max_size = max(largest, self.mtu + ETHERNET_HEADER)
+        self.gso_max_segs = 64 if largest else 1
         self._seen = self._polling = False
         self._idle_events = 0
         self.failed = None

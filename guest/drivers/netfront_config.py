@@ -76,8 +76,9 @@ def read_offer(device: BusDevice, options: NetfrontOptions) -> Offer:
     sums = {abi.XEN_NETIF_GSO_TYPE_TCPV4: csum4, abi.XEN_NETIF_GSO_TYPE_TCPV6: csum6}
     gso = frozenset(kind for kind, key in kinds.items() if sg and sums[kind] and device.theirs(key, 0) == 1)
     most = device.theirs(bus.MULTI_QUEUE_MAX_QUEUES, 1)
+    # What it may do to us is ours to say; what we may ask of it is what it offers.
     features = NetFeatures(
-        sg=sg, rx_csum=True, rx_gso=frozenset(kinds), tx_gso=gso, tx_csum4=csum4, tx_csum6=csum6
+        tx_sg=sg, rx_sg=True, rx_csum=True, rx_gso=frozenset(kinds), tx_gso=gso, tx_csum4=csum4, tx_csum6=csum6
     )
     split = device.theirs(bus.FEATURE_SPLIT_EVENT_CHANNELS, 0) == 1
     return Offer(rx_copy, split, max(1, min(most, options.queues, QUEUES_MAX)), features)

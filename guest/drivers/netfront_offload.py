@@ -34,13 +34,14 @@ class NetFeatures:
     """What both ends of an interface agreed on. "rx" is what the back end may do to us, "tx" what we may ask of it.
 
     Attributes:
-        sg: packets of several slots.
+        tx_sg, rx_sg: packets of several slots.
         rx_csum: packets whose checksum the back end vouches for.
         rx_gso, tx_gso: kinds of segmentation, XEN_NETIF_GSO_TYPE_*.
         tx_csum4, tx_csum6: checksums that the back end completes.
     """
 
-    sg: bool = False
+    tx_sg: bool = False
+    rx_sg: bool = False
     rx_csum: bool = False
     rx_gso: frozenset[int] = frozenset()
     tx_gso: frozenset[int] = frozenset()

@@ -60,7 +60,7 @@ class Queue:
                 xen.grants, dma, domid, options.rx_pages, features, counters, self.notify_rx
             )
             longest = mtu + ETHERNET_HEADER
-            if not features.sg:
+            if not features.tx_sg:
                 longest = min(longest, PAGE - VLAN_TAG)  # a frame is one slot, and a slot at most a page
             self.tx = TransmitSide(
                 xen.grants, dma, domid, options.tx_pages, longest, features, counters, self.notify_tx

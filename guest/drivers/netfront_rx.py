@@ -88,7 +88,7 @@ class ReceiveSide:
         self._spare = list(range(count - 1, -1, -1))
         self._frame: _Frame | None = None
         self._held: list[int] = []  # pages of that frame
-        self._slots_max = min(abi.XEN_NETIF_NR_SLOTS_MIN, count) if features.sg else 1
+        self._slots_max = min(abi.XEN_NETIF_NR_SLOTS_MIN, count) if features.rx_sg else 1
         self._features = features
         self._counters = counters
         self._notify = notify

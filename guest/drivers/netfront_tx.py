@@ -49,6 +49,7 @@ class TransmitSide:
 
     Attributes:
         ring: the ring; `ring_page` has its page and reference.
+        gso_max: bytes of the largest frame that is segmented; 0 where none is.
 
     Raises DmaError or GrantError when there is no room.
     """
@@ -81,11 +82,13 @@ class TransmitSide:
         self._outstanding = bytearray(pages)  # by request id, which is the page's number: 1 for in flight
         self._extras = 0  # extra informations in flight; their responses carry no id
         self._frame_max = frame_max
-        self._slots_max = min(abi.XEN_NETIF_NR_SLOTS_MIN, pages) if features.sg else 1
+        self._slots_max = min(abi.XEN_NETIF_NR_SLOTS_MIN, pages) if features.tx_sg else 1
         self._features = features
         self._counters = counters
         self._notify = notify
-        self._need = -(-frame_max // PAGE)  # pages of a full frame
+        # A frame that is segmented gets no more than a quarter of the pages, so that one can be made while one is sent.
+        self.gso_max = min(abi.XEN_NETIF_MAX_TX_SIZE, pages // 4 * PAGE) if features.tx_gso else 0
+        self._need = -(-max(frame_max, self.gso_max) // PAGE)  # pages of the largest frame
         self._crowded = pages - pages // 4
         self._watching = False
 
@@ -226,7 +229,7 @@ class TransmitSide:
         return flags, (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little"), 0)
 
     def room(self) -> int:
-        """How many full frames that are not segmented there are pages for; a sixteenth is kept back."""
+        """How many of the largest frames there are pages for; a sixteenth is kept back."""
         pages = len(self._outstanding)
         if len(self.free) * 2 < pages:
             self.reclaim()
