@@ -199,6 +199,52 @@ def guest(profile: str | None = None) -> None:
     rig.close()
 
 
+# -- where the time goes -----------------------------------------------------------------------------------------
+
+PARTS = (
+    ("TAP: read and write", ("posix.readv", "posix.writev", "posix.read", "posix.write", "epoll", "select.")),
+    ("the card, hw/virtio", ("/hw/virtio/",)),
+    ("the ring's driver half and the driver", ("/guest/ring/", "/guest/drivers/")),
+    ("front end, Ethernet, ARP", ("/guest/fe.py", "/guest/ni.py", "ethernet.py", "neighbour.py", "/net/interface.py")),
+    ("TCP", ("/guest/net/tcp/",)),
+    ("IP", ("/guest/net/ip", "/guest/net/family.py", "/guest/net/hops.py", "/guest/net/stack.py")),
+    ("checksums", ("checksum", "inet_sum")),
+    ("packet buffers", ("/guest/net/pbuf.py",)),
+    ("system calls and programs", ("/guest/sys/", "/bench/tcp.py", "greenlet", "/guest/apps/")),
+    ("wires, loop, memory", ("/hw/",)),
+)
+
+
+def where(kind: str, amount: int) -> None:
+    """Profile the guest while it does `amount` of `kind`; print the share of each part, and its calls for each segment
+    of 1448 bytes, transaction or connection.
+    """
+    import pstats  # noqa: PLC0415
+    import tempfile  # noqa: PLC0415
+
+    with tempfile.NamedTemporaryFile(suffix=".prof") as file, namespace() as inside:
+        with running([*inside, sys.executable, "-u", "-m", "bench.tcp", "guest", file.name], "ready"):
+            words = [*inside, sys.executable, "-m", "bench.tcp", "ask", kind, str(amount)]
+            done = subprocess.run(words, check=True, capture_output=True, text=True)
+        stats: dict[tuple[str, int, str], tuple[int, int, float, float, object]]
+        stats = pstats.Stats(file.name).stats  # type: ignore[attr-defined]
+    waits = ("epoll' objects", "select.poll", "sleep")
+    busy = {key: row for key, row in stats.items() if not any(word in key[2] for word in waits)}
+    whole = sum(row[2] for row in busy.values())
+    frames = amount if kind in ("rr", "connect") else max(1, amount // 1448)
+    calls = sum(row[1] for row in busy.values()) / frames
+    print(f"{float(done.stdout):.0f} {KINDS[kind][1]} under the profiler; {calls:.0f} calls for each of {frames}")
+    found: dict[str, list[float]] = {}
+    for (file_name, _, function), row in busy.items():
+        text = f"{file_name}:{function}"
+        part = next((name for name, words in PARTS if any(word in text for word in words)), "Python's own functions")
+        sums = found.setdefault(part, [0.0, 0.0])
+        sums[0] += row[2]
+        sums[1] += row[1]
+    for part, (seconds, count) in sorted(found.items(), key=lambda item: -item[1][0]):
+        print(f"{seconds / whole:6.1%}  {count / frames:6.1f} calls  {part}")
+
+
 # -- the yardstick -----------------------------------------------------------------------------------------------
 
 
@@ -221,9 +267,11 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["guest", *rest]:
             guest(*rest)
+        case ["where", kind, amount]:
+            where(kind, int(amount))
         case ["serve"]:
             serve()
         case ["ask", kind, amount]:
             print(ask(kind, int(amount)))
         case _:
-            raise SystemExit("python -m bench.tcp guest [PROFILE] | serve | ask KIND AMOUNT")
+            raise SystemExit("python -m bench.tcp guest [PROFILE] | serve | ask KIND AMOUNT | where KIND AMOUNT")

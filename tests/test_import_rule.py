@@ -49,7 +49,7 @@ GUEST_LAYERS = (
     ("guest.ni", "guest.ol", "guest.sys"),
     ("guest.stdlib", "guest.socket", "guest.select"),
     ("guest.config",),
-    ("guest.cmdline", "guest.names", "guest.init", "guest.boot", "guest.kernel", "guest.apps"),
+    ("guest.cmdline", "guest.names", "guest.init", "guest.boot", "guest.kernel", "guest.apps", "guest.classic"),
 )
 
 # The host's own clocks, threads and wires. hw's doors to them are the real clock, the loop that waits, and the wires

@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 
-import vring
 from guest.apps.env import Env
 from guest.kernel import Guest
 from guest.net.pbuf import PacketBuffer
 from guest.net.tcp.state import State
 from guest.sys.calls import Calls
-from guest.sys.constants import AF_INET, AF_INET6, SHUT_WR
+from guest.sys.constants import SHUT_WR
 from hw.wire.hub import Hub
 from tests.guest_board import Board
 from tests.tcp_pipe import Pair, Wire
@@ -359,20 +358,3 @@ def test_a7_closing_the_raw_outlet_leaves_the_connections_of_the_interface_alive
     assert [program.exit_status for program in programs] == [0, 0, 0]
     assert closed_at[0] < len(data), "it was closed in the middle"
     assert bytes(got) == data
-
-
-@pytest.mark.parametrize(("family", "address"), [(AF_INET, "127.0.0.1"), (AF_INET6, "::1")])
-def test_a10_tcp_over_the_loopback_needs_no_network_options(family: int, address: str) -> None:
-    with vring.boot(nic="none", clock="virtual") as machine:
-        calls = machine.calls
-        server, client = calls.socket(family), calls.socket(family)
-        calls.bind(server, (address, PORT))
-        calls.listen(server, 1)
-        calls.connect(client, (address, PORT))
-        accepted, peer = calls.accept(server)
-        calls.send(client, b"hello")
-        calls.send(accepted, calls.recv(accepted, 100))
-
-        assert calls.recv(client, 100) == b"hello"
-        assert peer == calls.getsockname(client)
-        assert machine.guest.ni is None
