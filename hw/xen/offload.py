@@ -80,6 +80,11 @@ def flow_hash(frame: Buffer) -> int:
     """A number that is the same for all frames of one flow: addresses, and ports where there are some."""
     transport = transport_of(frame)
     if transport is None:
+        kind, size = bytes(frame[12:14]), len(frame)
+        if kind == b"\x08\0" and size >= ETHERNET_HEADER + 20:
+            return zlib.crc32(frame[26:34])
+        if kind == b"\x86\xdd" and size >= ETHERNET_HEADER + 40:
+            return zlib.crc32(frame[22:54])
         return zlib.crc32(frame[:ETHERNET_HEADER])
     low, high = (12, 20) if transport.version == 4 else (8, 40)
     addresses = frame[transport.network + low : transport.network + high]

@@ -5,20 +5,50 @@ Read first: Xen's docs/misc/xenstore-paths.pandoc, `hw/abi/xen_bus.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from hw.abi import xen_bus as bus
 from hw.abi.xen import DOM0
+from hw.loop import Loop
 from hw.wire.link import Link
-from hw.xen.hypervisor import Domain, Hypervisor
 from hw.xen.netback import Netback, Profile
+from hw.xen.ports import EventPort, GrantPort
+from hw.xen.store_client import StoreAccess
 
 MTU_DEFAULT = 1500
+
+
+class Host(Protocol):
+    """The control domain, where back ends live: `hw.xen.hypervisor.Hypervisor`, or a real one's devices."""
+
+    @property
+    def loop(self) -> Loop: ...
+    @property
+    def store(self) -> StoreAccess: ...
+    @property
+    def grants(self) -> GrantPort: ...
+    @property
+    def events(self) -> EventPort: ...
+
+    def schedule(self, callback: Callable[[], None]) -> None:
+        """Give `callback` a turn."""
+
+
+class FrontDomain(Protocol):
+    """The domain that an interface is for; it calls what is in `resumed` when it was resumed elsewhere."""
+
+    @property
+    def domid(self) -> int: ...
+    @property
+    def resumed(self) -> list[Callable[[], None]]: ...
 
 
 class Vif:
     """One network interface of a domain.
 
     Args:
-        host: the hypervisor.
+        host: where the back end lives.
         domain: whose interface.
         handle: its number in the domain, from 0 without a gap.
         link: the end of a wire that its back end is plugged into.
@@ -32,8 +62,8 @@ class Vif:
 
     def __init__(
         self,
-        host: Hypervisor,
-        domain: Domain,
+        host: Host,
+        domain: FrontDomain,
         handle: int,
         link: Link,
         *,

@@ -26,12 +26,14 @@ from tests.interop_xen.back_ports import DeviceStore
 from tests.interop_xen.front_ports import DomainPlatform, GrantedRam, RealDomain
 
 GUEST, HOST = "10.79.0.2", "10.79.0.1"
+HOSTS = [f"10.79.1.{number}" for number in range(1, 21)]  # domain 0's too: each is a flow, for the queues
 MAC = "00:16:3e:44:55:66"
 RAM_PAGES = 2048
 PATIENCE = 60 * SECOND
 BOOT_PATIENCE = 30 * SECOND
+SETTLING = 10 * SECOND
 SIZES = (0, 56, 1472, 4000)  # bytes of payload
-PINGS = 50  # of each size
+PINGS = 10  # of each address
 STREAM_BYTES = 300_000
 FRONT, BACK = bus.frontend_path(DOM0, 0), bus.backend_path(DOM0, DOM0, 0)
 
@@ -48,7 +50,7 @@ class Board:
         self.toolstack = StoreAccess(DeviceStore(loop))
         self.back_state = bus.XenbusStateUnknown
         self.ram = GrantedRam(RAM_PAGES)
-        cmdline = " ".join([*words, "-ipaddr", GUEST, "-netmask", "255.255.255.0"])
+        cmdline = " ".join([*words, "-ipaddr", GUEST, "-netmask", "255.255.0.0"])
         self.platform = DomainPlatform(loop, self.ram, cmdline)
         self.guest = Guest(
             self.platform,
@@ -82,7 +84,12 @@ class Board:
         self.loop.add_cpu(guest)
         self.wait(lambda: guest.booted or guest.halted, "the guest's boot", BOOT_PATIENCE)
         self.wait(lambda: self.back_state == bus.XenbusStateConnected, "Linux's back end to connect")
-        for command in (f"ip addr add {HOST}/24 dev vif0.0", "ip link set vif0.0 up"):
+        for command in (
+            "ip link set lo up",
+            f"ip addr add {HOST}/16 dev vif0.0",
+            "ip link set vif0.0 up",
+            "ip route add local 10.79.1.0/24 dev lo",
+        ):
             subprocess.run(command.split(), check=True)
 
     def run(self, *command: str, stdin: Path | None = None, stdout: Path | None = None) -> str:
@@ -105,10 +112,11 @@ class Board:
     def pings(self) -> dict[str, int]:
         """The guest pings domain 0: what its own ping says, by what it counts."""
         total = {"transmitted": 0, "received": 0}
-        for size in SIZES:
+        for number, host in enumerate(HOSTS):
             at = len(self.guest.log.output)
+            size = SIZES[number % len(SIZES)]
             words = ["-c", str(PINGS), "-i", "0.02", "-W", "5", "-q", "-s", str(size)]
-            process = self.guest.spawn("ping", HOST, *words)
+            process = self.guest.spawn("ping", host, *words)
             self.wait(lambda process=process: not process.alive, "the end of the guest's ping")
             summary = next(line for line in self.guest.log.output[at:] if "transmitted" in line)
             sent, received = (int(part.split()[0]) for part in summary.split(",")[:2])
@@ -129,23 +137,48 @@ class Board:
         self.run("nc", GUEST, "7", stdin=sent, stdout=back)
         return sent.read_bytes() == back.read_bytes()
 
-    def report(self) -> dict[str, object]:
-        """What happened."""
+    @property
+    def device(self) -> NetfrontDriver:
+        """Our front end."""
         device = self.guest.devices[0]
         assert isinstance(device, NetfrontDriver)
+        return device
+
+    def interface(self) -> dict[str, int]:
+        """What domain 0's end of the vif counts."""
+        return {path.name: int(path.read_text()) for path in Path("/sys/class/net/vif0.0/statistics").iterdir()}
+
+    def is_quiet(self) -> bool:
+        """Whether both ends count the same, and every request has its response."""
+        counters, interface = self.device.counters, self.interface()
+        same = (counters["tx_packets"], counters["rx_packets"]) == (interface["rx_packets"], interface["tx_packets"])
+        return same and not any(queue.tx.in_flight for queue in self.device.queues)
+
+    def settle(self) -> None:
+        """Wait until nothing is under way, but not for long: what is missing then is missing."""
+        end = self.loop.clock.now() + SETTLING
+        while not self.is_quiet() and self.loop.clock.now() < end:
+            self.loop.run(deadline=self.loop.clock.now() + SECOND // 20)
+
+    def report(self) -> dict[str, object]:
+        """What happened."""
+        device = self.device
         keys = ("feature-sg", "feature-gso-tcpv4", "feature-rx-copy", "multi-queue-max-queues")
         channels = self.guest.xen.events.counts
         return {
             "queues": [
-                {"events": [channels[port] for port in sorted({queue.tx_port, queue.rx_port})]} for queue in device.queues
+                {
+                    "channels": len({queue.tx_port, queue.rx_port}),
+                    "rx events": channels[queue.rx_port],
+                    "tx": queue.tx.ring.snapshot(),
+                    "rx": queue.rx.ring.snapshot(),
+                }
+                for queue in device.queues
             ],
-            "split": bool(device.offer and device.offer.split),
             "offer": {key: self.toolstack.get(f"{BACK}/{key}") for key in keys},
             "front keys": sorted(self.toolstack.list(FRONT)),
             "counters": dict(device.counters),
-            "interface": {
-                path.name: int(path.read_text()) for path in Path("/sys/class/net/vif0.0/statistics").iterdir()
-            },
+            "interface": self.interface(),
         }
 
     def close(self) -> dict[str, object]:
@@ -171,6 +204,7 @@ def main() -> int:
         report["pings"] = board.pings()
         report["pinged"] = board.pinged()
         report["stream"] = board.stream()
+        board.settle()
         report.update(board.report())
         report.update(board.close())
         status = 0
