@@ -32,8 +32,8 @@ mount -t xenfs xen /proc/xen
 xenstored --pid-file /run/xenstored.pid
 xen-init-dom0
 echo "@ready $(cut -d' ' -f1 /proc/uptime)"
-cd /root
-sh -u /root/script
+cd /job
+sh -u script
 echo "@exit $?"
 echo "@over $(cut -d' ' -f1 /proc/uptime)"
 poweroff -f
@@ -64,7 +64,7 @@ def boot(
 ) -> Boot:
     """Boot, run `script` in domain 0 with the `extra` files, and power off. A boot that takes too long is cut off."""
     disk = work / "disk"
-    disk.write_bytes(dom0_disk(files, python, INIT, [("root/script", script.encode()), *extra]))
+    disk.write_bytes(dom0_disk(files, python, INIT, [("job/script", script.encode()), *extra]))
     (work / "linux").symlink_to(files.kernel)
     xen = "com1=115200,8n1 console=com1 loglvl=error dom0_mem=640M,max:640M dom0_max_vcpus=1"
     command = [

@@ -211,7 +211,7 @@ def _make(work: Path) -> None:
         (out / "modules" / f"{name}.ko").write_bytes(_module(root, name))
 
     archive = Archive()
-    for name in ("dev", "proc", "sys", "run", "tmp", "root", "etc", "var/lib/xen", "var/log/xen/console"):
+    for name in ("dev", "proc", "sys", "run", "tmp", "etc", "var/lib/xen", "var/log/xen/console"):
         archive.folder(name)
     archive.program("bin/busybox", (out / "busybox").read_bytes())
     for name in DOM0_MODULES:

@@ -128,8 +128,8 @@ xenconsoled --log=guest --log-dir=/var/log/xen/console --pid-file=/run/xenconsol
 cat > linux.cfg <<END
 name="linux"
 type="pv"
-kernel="/root/linux"
-ramdisk="/root/disk"
+kernel="/job/linux"
+ramdisk="/job/disk"
 memory=160
 vcpus={queues}
 extra="console=hvc0 panic=-1 quiet"
@@ -192,8 +192,8 @@ poweroff -f
     ("profile", "queues", "channels"), [("ling", 1, 1), ("full", 2, 2)], ids=["as LING", "two queues, split channels"]
 )
 def test_our_back_end_works_with_linuxs_front_end(bench: Bench, profile: str, queues: int, channels: int) -> None:
-    disk = ("root/disk", domain_disk(bench.files, DOMAIN_INIT))
-    kernel = ("root/linux", bench.files.kernel.read_bytes())
+    disk = ("job/disk", domain_disk(bench.files, DOMAIN_INIT))
+    kernel = ("job/linux", bench.files.kernel.read_bytes())
 
     booted = bench.run(BACK_SCRIPT.format(profile=profile, queues=queues), disk, kernel)
 
