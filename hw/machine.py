@@ -162,8 +162,9 @@ class Machine:
 
         Args:
             mac: 6 bytes; by default made from seed, name and handle, in the range that is Xen's.
-            options: `profile` ("full", or "ling": what a LING guest expects, and the guest is told to be one), `queues` (1; how many are offered),
-                `mtu` (1500), and `sg`, `gso`, `ipv6_csum`, `split`, `multicast`, `control` (on; each can be withheld).
+            options: `profile` ("full", or "ling": what a LING guest expects, and the guest is told to be one), `queues`
+                (1; how many are offered), `mtu` (1500), and `sg`, `gso`, `ipv6_csum`, `split`, `multicast`,
+                `control` (on; each can be withheld).
 
         Raises ValueError with one line for an option or value that cannot be, or when the board has no hypervisor.
         """
@@ -179,7 +180,7 @@ class Machine:
 
     @property
     def full_cmdline(self) -> str:
-        """What the guest's kernel is given: a word for each virtio slot, one where all vifs are LING's; then `cmdline`."""
+        """What the kernel is given: a word for each virtio slot, one where all vifs are LING's; then `cmdline`."""
         words = [
             f"virtio_mmio.device=4K@{SLOT_BASE + slot * SLOT_SIZE:#x}:{FIRST_IRQ + slot}"
             for slot in range(len(self.nics))

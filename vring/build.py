@@ -32,7 +32,7 @@ from vring.config import NIC_MODELS, Board, ConfigError, GuestSpec, NicSpec, Wir
 if TYPE_CHECKING:
     from hw.wire.pcap import PcapFile
     from vring.trace.flow import Passage, Tracer
-    from vring.view.rings import QueueSnapshot
+    from vring.view.queues import Snapshot
 
 
 def check_guests(board: Board) -> list[BootOptions]:
@@ -235,7 +235,7 @@ class Rig:
 
     # -- looking in ----------------------------------------------------------------------------------------------
 
-    def rings(self) -> list[QueueSnapshot]:
+    def rings(self) -> list[Snapshot]:
         """Every queue that is ready, decoded from a copy of its memory."""
         from vring.view.snapshot import machine_queues  # noqa: PLC0415  (the views load on first use)
 

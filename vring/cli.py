@@ -3,7 +3,7 @@
     vring boot [BOARD] [--nic …]… [--wire …]… [options] [-- GUEST COMMAND LINE]
     vring run [--nic …]… [--wire …]… [options] SCRIPT|-m MODULE [ARGUMENTS]
     vring boards
-    vring demo [tx|rx] [--step]
+    vring demo [tx|rx|xen] [--step]
 
 Promises:
 - What follows the first `--` belongs to the guest and is not looked at by the option parser here. For `vring run` that
@@ -256,7 +256,7 @@ def _boards(context: typer.Context) -> None:
 
 @app.command(
     "demo",
-    help="Follow one frame through the rings, access by access: vring demo tx, vring demo rx.",
+    help="Follow one frame through the rings, access by access: vring demo tx, rx or xen.",
     short_help="Follow one frame through the rings.",
 )
 def _demo(
@@ -354,8 +354,8 @@ def _report(rig: Rig, *, ended: int, stopped: bool, verbose: bool, rings: bool) 
     from rich.text import Text  # noqa: PLC0415
 
     from vring.view.counters import counter_table  # noqa: PLC0415
-    from vring.view.rings import LEGEND, ring_tables  # noqa: PLC0415
-    from vring.view.snapshot import negotiated_lines  # noqa: PLC0415
+    from vring.view.queues import legends, queue_tables  # noqa: PLC0415
+    from vring.view.snapshot import negotiated_lines, shared_lines, store_lines  # noqa: PLC0415
 
     parts: list[RenderableType] = []
     if stopped or not rig.done():
@@ -364,10 +364,13 @@ def _report(rig: Rig, *, ended: int, stopped: bool, verbose: bool, rings: bool) 
         parts.append(Text(f"vring: {why} after {ended / 1_000_000:.3f} s", style="dim"))
     parts.append(Text())
     if verbose:
-        parts += [part for machine in rig.machines for part in (negotiated_lines(machine), Text())]
+        for machine in rig.machines:
+            parts += [part for lines in (negotiated_lines(machine), *store_lines(machine)) for part in (lines, Text())]
     if rings:
-        parts += [part for queue in rig.rings() for part in (ring_tables(queue), Text())]
-        parts += [Text(LEGEND, style="dim"), Text()]
+        queues = rig.rings()
+        parts += [part for queue in queues for part in (queue_tables(queue), Text())]
+        parts += [Text("\n".join(legends(queues)), style="dim"), Text()]
+        parts += [part for machine in rig.machines for lines in shared_lines(machine) for part in (lines, Text())]
     for name, layers in rig.counters().items():
         parts += [counter_table(f"counters of {name}", layers), Text()]
     return Group(*parts)

@@ -200,6 +200,10 @@ class EventChannels:
             shared.clear(port)
         return 0
 
+    def ports(self, domid: int) -> list[int]:
+        """The ports that a domain has, ascending."""
+        return sorted(self._ports.get(domid, ()))
+
     def partner(self, domid: int, port: int) -> tuple[int, int] | None:
         """Domain and port at the other end, or None."""
         channel = self._ports[domid].get(port)

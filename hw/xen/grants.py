@@ -104,21 +104,21 @@ class GrantTable:
 
 
 class _MappedPage:
-    """A page of another domain (`hw.xen.ports.GrantedPage`)."""
+    """A page of another domain (`hw.xen.ports.GrantedPage`); `addr` is where it lies there."""
 
-    __slots__ = ("_addr", "_release", "_table", "ref")
+    __slots__ = ("_release", "_table", "addr", "ref")
 
     def __init__(self, table: GrantTable, ref: int, addr: int) -> None:
         self._table = table
-        self._addr = addr
+        self.addr = addr
         self._release = False
         self.ref = ref
 
     def fields(self, fmt: Format) -> FieldView:
-        return self._table.memory.fields(self._addr, XEN_PAGE_SIZE, fmt, "device")
+        return self._table.memory.fields(self.addr, XEN_PAGE_SIZE, fmt, "device")
 
     def span(self, offset: int, length: int, direction: Direction) -> memoryview:
-        return self._table.memory.dma(self._addr + offset, length, direction)
+        return self._table.memory.dma(self.addr + offset, length, direction)
 
     def on_reopen(self, reopen: Callable[[], None]) -> None:
         self._table.memory.on_reopen(reopen)
