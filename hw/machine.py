@@ -275,6 +275,8 @@ def _vif_options(options: Mapping[str, Option]) -> tuple[Profile, int]:
     profile = _PROFILES[name]
     mtu = _number("mtu", given.pop("mtu", MTU_DEFAULT), net.MTU_MIN, net.MTU_MAX)
     queues = _number("queues", given.pop("queues", 1), 1, QUEUES_MAX)
+    if profile == LING and queues > 1:
+        raise ValueError(f"queues={queues}: a LING card has one queue")
     switches: dict[str, bool] = {}
     for option, value in given.items():
         if option in _VIF_SWITCHES:

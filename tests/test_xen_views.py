@@ -416,7 +416,7 @@ def test_a_machine_without_xen_has_nothing_of_it() -> None:
 def test_c4_a_frame_is_seen_at_every_stage_of_a_xen_card(more: str) -> None:
     told: list[Passage] = []
     with vring.boot(Board.parse(PAIR.format(more=more)), trace=told.append) as session:
-        session.run(seconds=1)
+        session.run(seconds=3)
         bob = session.calls_of("bob")
         bob.bind(bob.socket(AF_INET, SOCK_DGRAM), ("0.0.0.0", 7))
         fd = session.calls.socket(AF_INET, SOCK_DGRAM)

@@ -137,7 +137,8 @@ Examples:
   vring boot my-board.toml --wire hub:lan,loss=5%,delay=10ms --clock virtual --for 60 --rings
 
 \b
-NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …; or none.
+NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …;
+  xen, with profile=full|ling, queues=N, mtu=N, mac=M, sg=off, gso=off, split=off, …; or none.
 Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE; each takes impairments:
   loss=1% delay=10ms jitter=2ms reorder=1% duplicate=1% corrupt=1% rate=10mbit
 What follows -- is the guest's command line:
@@ -149,10 +150,11 @@ What follows -- is the guest's command line:
 def _boot(
     context: typer.Context,
     board: Annotated[
-        str | None, typer.Argument(metavar="BOARD", help="A TOML file, or the name of one that ships.")
+        str | None,
+        typer.Argument(metavar="BOARD", help="A TOML file, an xl description (.cfg), or the name of one that ships."),
     ] = None,
     nic: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, or none. Repeatable.")
+        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, xen, none. Repeatable.")
     ] = None,
     wire: Annotated[list[str] | None, typer.Option(metavar="WIRE", help="Plug in the n-th NIC. Repeatable.")] = None,
     pcap: Annotated[Path | None, typer.Option(metavar="FILE", help="Capture what passes every NIC (pcapng).")] = None,
@@ -165,7 +167,9 @@ def _boot(
         float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this much of the board's time.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is built and negotiated.")] = False,
-    rings: Annotated[bool, typer.Option("--rings", help="Show the rings at the end.")] = False,
+    rings: Annotated[
+        bool, typer.Option("--rings", help="Show the rings at the end; of Xen also grants and event channels.")
+    ] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show each frame's way, stage by stage, and why it was dropped.")
     ] = False,
@@ -225,7 +229,7 @@ def _run(
     ] = None,
     guest: Annotated[str | None, typer.Option(metavar="NAME", help="Which guest of it; the first by default.")] = None,
     nic: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, or none. Repeatable.")
+        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, xen, none. Repeatable.")
     ] = None,
     wire: Annotated[list[str] | None, typer.Option(metavar="WIRE", help="Plug in the n-th NIC. Repeatable.")] = None,
     cmdline: Annotated[str | None, typer.Option(metavar="WORDS", help="The guest's command line.")] = None,
