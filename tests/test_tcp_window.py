@@ -103,6 +103,22 @@ def test_e34_a_full_buffer_closes_the_window_and_takes_nothing_more() -> None:
     end.reads(body(8000))
 
 
+def test_e34_a_fin_where_a_full_window_ends_is_taken_and_acknowledged() -> None:
+    """It needs no room; the window is nothing then, not one less."""
+    peer, end = World().established()
+    data = body(65535)
+    for at in range(0, len(data), 1460):
+        peer.sends(".", data=data[at : at + 1460])
+    peer.drains()
+
+    peer.sends("F.")
+
+    peer.expects(".", ack=65537, win=0)
+    end.is_in("CLOSE_WAIT")
+    end.reads(data)
+    end.reads_end()
+
+
 def test_e34_what_reaches_beyond_the_window_is_cut() -> None:
     peer, end = World(tcp=FIXED).established()
     peer.sends_data(body(7300))

@@ -270,10 +270,9 @@ class Tcb:
         edge from moving back.
         """
         nxt, scale = self.rcv_nxt, self.rcv_scale
-        field = (self.window_edge() - nxt + (1 << scale) - 1) >> scale
-        field = min(field, 0xFFFF)
-        edge = nxt + (field << scale)
-        self.rcv_adv = max(self.rcv_adv, edge)
+        left = max(self.window_edge() - nxt, 0)  # a FIN may stand where the window ends
+        field = min((left + (1 << scale) - 1) >> scale, 0xFFFF)
+        self.rcv_adv = max(self.rcv_adv, nxt + (field << scale))
         return field
 
     # -- sending one segment -------------------------------------------------------------------------------------
