@@ -130,6 +130,19 @@ def test_e34_what_reaches_beyond_the_window_is_cut() -> None:
     end.reads(body(7300) + body(700))
 
 
+def test_h62_small_segments_do_not_push_the_window_on_for_ever() -> None:
+    """A scaled field is rounded up, so that the edge does not move back; that must not add up without end."""
+    world = World()
+    peer, end = world.established(ws=7)
+    taken = 0
+    for _ in range(1500):  # each repeats a byte, so that each is acknowledged at once
+        peer.sends("P.", seq=taken, data=bytes(100))
+        taken = peer.drains()[-1].ack - 1
+
+    assert taken <= 65535 * 9 // 8 + 128, f"{taken} bytes wait for a reader that was to have 65,535 at most"
+    assert end.end.unread == taken
+
+
 def test_e34_reading_reopens_the_window_when_that_is_worth_a_segment() -> None:
     """RFC 9293 §3.8.6.2.2: by at least a full segment or half the buffer, whichever is less."""
     peer, end = World(tcp=FIXED).established()
