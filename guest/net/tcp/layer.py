@@ -367,6 +367,10 @@ class Tcp(Layer):
         """A request's deadline has changed."""
         self._timers.arm(request)
 
+    def disarm_request(self, request: Request) -> None:
+        """A request is over."""
+        self._timers.forget(request)
+
     def challenge(self, now: int) -> bool:
         """Whether one more challenge ACK may be sent in this second (RFC 5961 §7)."""
         second = now // ONE_SECOND
@@ -401,6 +405,7 @@ class Tcp(Layer):
         """A connection has ended."""
         if self.entries.get(tcb.ends) is tcb:
             del self.entries[tcb.ends]
+        self._timers.forget(tcb)  # type: ignore[arg-type]  # every Tcb is a Connection
         if tcb.holder.closed:
             self.ports.release(tcb.holder)
         self.counters["closed"] += 1
@@ -412,6 +417,7 @@ class Tcp(Layer):
             if oldest is not None:
                 self._drop_wait(oldest)
                 self.counters["time_wait_overflow"] += 1
+        self._timers.forget(tcb)  # type: ignore[arg-type]  # every Tcb is a Connection
         wait = TimeWait(self, tcb, tcb.holder.options.reuse_addr, now)
         self.entries[tcb.ends] = wait
         self.waits.add(wait)
