@@ -267,8 +267,8 @@ class Tcb:
 
     def window_field(self) -> int:
         """The field that offers the window, and the note that it was offered. Rounded up where that is what keeps the
-        edge from moving back. Each time it then moves on a little, so that a peer of small segments would never find the
-        end of the buffer: an eighth beyond that, the field is rounded down (RFC 7323 §2.4).
+        edge from moving back. Each time it then moves on a little, so that a peer of small segments would never find
+        the end of the buffer: an eighth beyond that, the field is rounded down (RFC 7323 §2.4).
         """
         nxt, scale = self.rcv_nxt, self.rcv_scale
         left = max(self.window_edge() - nxt, 0)  # a FIN may stand where the window ends
