@@ -79,6 +79,8 @@ class Tcp(Layer):
         ports: who has which port.
         waits: connections in TIME-WAIT.
         secrets: sequence numbers that cannot be foreseen.
+        unclaimed: asked about a SYN that is for no end: whether it takes it. For proxies, who may let a `Listener` of
+            theirs answer it later. Arguments as of `Listener.arrives`, with the IP header in place of the interface.
     """
 
     def __init__(self, ip: IpEngine, *, now: Callable[[], int], rng: random.Random, net: NetConfig) -> None:
@@ -96,6 +98,7 @@ class Tcp(Layer):
         self._stalled: dict[IpInterface, dict[Connection, None]] = {}  # those that wait for an interface
         self._challenges = 0
         self._challenge_second = -1
+        self.unclaimed: Callable[[Ends, Segment, IpHeader, int, int | None], bool] | None = None
         ip.handlers[PROTOCOL] = self.input
         ip.batch_done = self._batch_done
 
@@ -184,6 +187,10 @@ class Tcp(Layer):
         if end is not None and end.listener is not None:
             end.listener.arrives(ends, segment, interface, now, above)
             return
+        if self.unclaimed is not None and segment.flags & (SYN | ACK | RST) == SYN:
+            if self.unclaimed(ends, segment, header, now, above):
+                self.counters["rx_diverted"] += 1
+                return
         self.drop(segment.packet, "rx_dropped_no_port")
         self.reset(ends, segment, interface)
 
