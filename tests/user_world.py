@@ -66,6 +66,7 @@ class Peer:
         self.got = bytearray()
         self.ended = False
         self.error: OSError | None = None
+        self.on_data: Callable[[], None] | None = None
         self._waiting = memoryview(b"")
         self._end_after = False
         self.closed = False
@@ -84,6 +85,8 @@ class Peer:
             self._failed(error)
             return
         self.got += data
+        if self.on_data is not None:
+            self.on_data()
         if not data:
             self.ended = True
             self.read(False)
@@ -126,9 +129,9 @@ class Peer:
 class Server:
     """A listening socket of the host's."""
 
-    def __init__(self, loop: Loop, version: int) -> None:
+    def __init__(self, loop: Loop, version: int, port: int = 0) -> None:
         self._loop = loop
-        self.sock = socket.create_server((LOOPBACK_OF[version], 0), family=FAMILY[version], backlog=256)
+        self.sock = socket.create_server((LOOPBACK_OF[version], port), family=FAMILY[version], backlog=256)
         self.sock.setblocking(False)
         self.port: int = self.sock.getsockname()[1]
         self.peers: list[Peer] = []  # that nobody has taken
@@ -196,9 +199,9 @@ class UserWorld:
 
     # -- the host --------------------------------------------------------------------------------------------------
 
-    def server(self, version: int = 4) -> Server:
+    def server(self, version: int = 4, port: int = 0) -> Server:
         """A listening socket on the host's loopback."""
-        self._servers.append(Server(self.loop, version))
+        self._servers.append(Server(self.loop, version, port))
         return self._servers[-1]
 
     def call(self, port: int, version: int = 4) -> Peer:

@@ -14,6 +14,7 @@ from functools import partial
 
 from hw.loop import Loop
 from vring.usernet import host
+from vring.usernet.datagrams import Datagrams
 from vring.usernet.options import Forward, UserOptions
 from vring.usernet.streams import Streams
 
@@ -27,7 +28,7 @@ class Forwards:
     Args:
         loop: watches the sockets.
         options: say which guest a rule is for that does not say.
-        streams: what connections become.
+        streams, datagrams: where what comes goes.
         counters: counts `tcp_forwarded`.
         complain: tells people of something, once.
     """
@@ -37,6 +38,7 @@ class Forwards:
         loop: Loop,
         options: UserOptions,
         streams: Streams,
+        datagrams: Datagrams,
         *,
         counters: Counter[str],
         complain: Callable[[str], None],
@@ -44,6 +46,7 @@ class Forwards:
         self._loop = loop
         self._options = options
         self._streams = streams
+        self._datagrams = datagrams
         self._counters = counters
         self._complain = complain
         self._rules: dict[Forward, socket.socket] = {}
@@ -64,7 +67,8 @@ class Forwards:
         sock = host.listen(rule)
         rule = host.bound(rule, sock)
         self._rules[rule] = sock
-        self._loop.set_reader(sock.fileno(), partial(self._accept, sock, guest, rule.guest_port))
+        come = self._datagrams.forward if rule.kind == "udp" else self._accept
+        self._loop.set_reader(sock.fileno(), partial(come, sock, guest, rule.guest_port))
         return rule
 
     def remove(self, rule: Forward | str) -> bool:
@@ -82,6 +86,8 @@ class Forwards:
     def _stop(self, rule: Forward) -> None:
         sock = self._rules.pop(rule)
         self._loop.forget(sock.fileno())
+        if rule.kind == "udp":
+            self._datagrams.forget(sock)
         sock.close()
         if rule.kind == "unix":
             host.unlink(rule.path)

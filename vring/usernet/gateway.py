@@ -19,6 +19,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import TypedDict
 
 from guest.net.address import Prefix, is_v4
 from guest.net.config import NetConfig
@@ -31,14 +32,45 @@ from hw.loop import Loop
 from hw.wire.cable import cable
 from hw.wire.link import Link, WireError
 from vring.direct import DirectInterface, StackTurns
+from vring.usernet.datagrams import Datagrams
+from vring.usernet.echoes import Echoes
 from vring.usernet.forwards import Forwards
 from vring.usernet.options import LOOPBACK4, LOOPBACK6, UserOptions
+from vring.usernet.resolver import Resolver
 from vring.usernet.streams import STREAMS, Streams
 
 MAC = bytes.fromhex("525500000202")  # in a range that nobody sells; 10.0.2.2 at its end
 WINDOW = 1 << 18
 GUESTS = 15  # addresses that DHCP gives, at most
 ROUTER_LIFETIME = 1800
+HOST_NAME, DOMAIN_SEARCH = 12, 119  # DHCP options
+
+
+class _Common(TypedDict):
+    """What streams, datagrams and echoes are all given."""
+
+    outside: Callable[[int, int], tuple[int, int] | None]
+    counters: Counter[str]
+    complain: Callable[[str], None]
+
+
+def _names(options: UserOptions) -> dict[str, list[int]]:
+    """Names with all the addresses that they were given."""
+    found: dict[str, list[int]] = {}
+    for name, address in options.names:
+        found.setdefault(name, []).append(address)
+    return found
+
+
+def _dhcp_extra(options: UserOptions) -> dict[int, bytes]:
+    """A host's name, and the domains that it looks names up in (RFC 2132 §3.14, RFC 3397)."""
+    found = {}
+    if options.hostname:
+        found[HOST_NAME] = options.hostname.encode("ascii")
+    if options.dnssearch:
+        labels = [[*domain.strip(".").split("."), ""] for domain in options.dnssearch]
+        found[DOMAIN_SEARCH] = b"".join(bytes((len(word),)) + word.encode("ascii") for each in labels for word in each)
+    return found
 
 
 class UserNet:
@@ -56,7 +88,7 @@ class UserNet:
         link: the guest's end of the wire that was made; else the one that was handed in.
         stack: the gateway's.
         counters: what went through and what did not, with reasons.
-        streams, forwards: see there.
+        streams, datagrams, echoes, resolver, forwards: see there.
 
     Raises:
         WireError: the clock is virtual, or a forward cannot be made.
@@ -98,11 +130,13 @@ class UserNet:
         self._advertiser: RouterAdvertiser | None = None
         self._add_addresses()
         self.stack.ip.transparent = interface
-        self.streams = Streams(
-            loop, self.stack, interface, outside=self.outside, counters=self.counters, complain=self.complain
-        )
+        common: _Common = {"outside": self.outside, "counters": self.counters, "complain": self.complain}
+        self.streams = Streams(loop, self.stack, interface, **common)
+        self.datagrams = Datagrams(loop, self.stack, interface, **common)
+        self.echoes = Echoes(loop, self.stack, interface, **common)
+        self.resolver = Resolver(loop, options.resolvers, counters=self.counters, complain=self.complain)
         self.forwards = Forwards(
-            loop, options, self.streams, counters=self.counters, complain=self.complain
+            loop, options, self.streams, self.datagrams, counters=self.counters, complain=self.complain
         )
         interface.set_up()
         try:
@@ -132,7 +166,7 @@ class UserNet:
             self._dhcp = DhcpServer(
                 stack, interface, first=options.first, last=last, gateway=options.gateway if leads_out else None,
                 dns=[options.server] if leads_out else [], domain=options.domainname,
-                mtu=options.mtu if options.mtu != 1500 else None,
+                mtu=options.mtu if options.mtu != 1500 else None, extra=_dhcp_extra(options),
             )  # fmt: skip
             self._dhcp.start()
         if options.ipv6:
@@ -142,6 +176,12 @@ class UserNet:
                 mtu=options.mtu,
             )  # fmt: skip
             self._advertiser.start()
+        if leads_out:
+            names = _names(options)
+            for address in [options.server] * options.ipv4 + [options.server6] * options.ipv6:
+                server = DnsServer(stack, address, timers=clock, names=names, forward=self.resolver.ask)
+                server.start()
+                self._servers.append(server)
 
     # -- what the parts ask ----------------------------------------------------------------------------------------
 
@@ -171,6 +211,9 @@ class UserNet:
         self._closed = True
         self.forwards.close()
         self.streams.close()
+        self.datagrams.close()
+        self.echoes.close()
+        self.resolver.close()
         for server in (self._dhcp, *self._servers):
             if server is not None:
                 server.close()

@@ -25,6 +25,7 @@ from guest.net.address import (
     parse_address,
     to_prefix,
 )
+from guest.net.dns_wire import is_name
 
 FORWARD_FORM = "[tcp|udp]:[host address]:host port-[guest address]:guest port, such as tcp::8080-:80"
 FORWARD_KINDS = ("tcp", "udp", "unix")
@@ -338,6 +339,6 @@ def _resolver(value: str) -> tuple[int, int]:
 
 
 def _word(key: str, value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", value):
+    if not is_name(value) or not value.isascii():
         raise ValueError(f"{key}: {value!r} is no name")
     return value
