@@ -305,12 +305,11 @@ def test_d13_what_the_host_cannot_reach_the_guest_cannot_either(inside: Namespac
 
 @pytest.mark.root
 def test_d13_another_host_is_reached_at_its_own_address(inside: Namespace) -> None:
-    with inside.entered(), no_descriptor_is_left(), UserWorld() as world:
-        with socket.create_server((OUTSIDE, 0)) as server:
-            end = world.dial(OUTSIDE, server.getsockname()[1])
-            world.need(lambda: end.connected, "nobody answered")
-            server.accept()[0].close()
-            end.kill()
+    with inside.entered(), no_descriptor_is_left(), UserWorld() as world, socket.create_server((OUTSIDE, 0)) as server:
+        end = world.dial(OUTSIDE, server.getsockname()[1])
+        world.need(lambda: end.connected, "nobody answered")
+        server.accept()[0].close()
+        end.kill()
 
 
 # -- names -----------------------------------------------------------------------------------------------------------

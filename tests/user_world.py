@@ -31,7 +31,7 @@ from vring.usernet.options import UserOptions
 T = TypeVar("T")
 
 SECOND = 1_000_000
-PATIENCE = 20 * SECOND
+TICK = 2_000  # microseconds
 GUEST, HOST, DNS = "10.0.2.15", "10.0.2.2", "10.0.2.3"
 GUEST6, HOST6, DNS6 = "fec0::15", "fec0::2", "fec0::3"
 GUEST_OF = {4: GUEST, 6: GUEST6}
@@ -108,6 +108,11 @@ class Peer:
             self._loop.set_writer(self.sock.fileno(), self._writable)
         except OSError as error:
             self._failed(error)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has sent everything, the end included."""
+        return self._end_after and not len(self._waiting)
 
     def _failed(self, error: OSError) -> None:
         self.error = error
@@ -206,8 +211,7 @@ class UserWorld:
 
     def call(self, port: int, version: int = 4) -> Peer:
         """A socket of the host's that connects to a port of the loopback."""
-        sock = socket.socket(FAMILY[version], socket.SOCK_STREAM)
-        sock.connect((LOOPBACK_OF[version], port))  # somebody listens, so that this does not wait
+        sock = socket.create_connection((LOOPBACK_OF[version], port))  # in the kernel's queue, so that nobody waits
         self._peers.append(Peer(self.loop, sock))
         return self._peers[-1]
 
@@ -229,8 +233,19 @@ class UserWorld:
     # -- time ------------------------------------------------------------------------------------------------------
 
     def run(self, until: Callable[[], object], seconds: float = 20) -> bool:
-        """Let the loop run until something is so; whether it is."""
-        return self.loop.run(until=lambda: bool(until()), deadline=self.loop.clock.now() + round(seconds * SECOND))
+        """Let the loop run until something is so; whether it is. It is looked at in each turn, and every `TICK`."""
+        clock = self.loop.clock
+        running = True
+
+        def tick() -> None:
+            if running:
+                clock.after(TICK, tick)
+
+        tick()
+        try:
+            return self.loop.run(until=lambda: bool(until()), deadline=clock.now() + round(seconds * SECOND))
+        finally:
+            running = False
 
     def need(self, until: Callable[[], object], what: str) -> None:
         """Let the loop run until something is so; a test that waits for it in vain fails with `what`."""
@@ -255,7 +270,8 @@ class UserWorld:
         server = self.server(version)
         end = self.dial(HOST_OF[version], server.port)
         peer = self.wait_for(server.take, "the guest's connection did not reach the host")
-        self.need(lambda: end.connected, "the guest was not told that it is connected")
+        joined = lambda: end.connected and all(stream.joined for stream in self.net.streams)  # noqa: E731
+        self.need(joined, "the guest was not told that it is connected")
         return end, peer
 
     def settled(self) -> bool:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from guest.net.endpoint import SHUT_WR
@@ -129,6 +129,9 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._streams))
 
     @property
     def full(self) -> bool:
