@@ -18,6 +18,7 @@ Promises:
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -113,13 +114,8 @@ def setup(guest: Guest, options: BootOptions) -> bool:
     if not guest.fes:
         log("setup: no network card was found; the network options are ignored")
         return False
-    fe = guest.fes[0]
     address, netmask, gateway = _static(guest, options)
-    _drain(guest, fe)
-    guest.ni = NetworkInterface(fe, guest.stack)
-    interface = guest.ni.interface
-    if guest.mtu_limit is not None and guest.mtu_limit < interface.mtu:
-        interface.set_mtu(guest.mtu_limit)
+    interface = _add_interface(guest)
     try:
         if address != ANY:
             interface.add_address(address, netmask_length(netmask))
@@ -142,6 +138,30 @@ def setup(guest: Guest, options: BootOptions) -> bool:
     log(f"setup: setting {interface.name} up")
     interface.set_up()
     return True
+
+
+def plug_in(guest: Guest) -> Interface:
+    """The network interface at FE/0, made now where the boot had no option that asked for it: down, without address.
+
+    Raises OSError: ENODEV without a card.
+    """
+    if guest.ni is not None:
+        return guest.ni.interface
+    if not guest.fes:
+        raise OSError(errno.ENODEV, "there is no network card")
+    guest.stack.default = interface = _add_interface(guest)
+    guest.log.write(f"interface {interface.name} added at FE/0")
+    return interface
+
+
+def _add_interface(guest: Guest) -> Interface:
+    fe = guest.fes[0]
+    _drain(guest, fe)
+    guest.ni = NetworkInterface(fe, guest.stack)
+    interface = guest.ni.interface
+    if guest.mtu_limit is not None and guest.mtu_limit < interface.mtu:
+        interface.set_mtu(guest.mtu_limit)
+    return interface
 
 
 def _static(guest: Guest, options: BootOptions) -> tuple[str, str, str]:

@@ -16,8 +16,8 @@ from scapy.packet import Packet
 from guest.net.address import format_address
 from guest.net.dhcp_server import DhcpServer, DhcpServerConfig
 from guest.net.dhcp_service import DhcpService
-from guest.services import Timers
-from tests.net_world import BROADCAST, Clock, Host, join
+from tests.net_world import BROADCAST, Host
+from tests.server_world import Street
 
 SECOND = 1_000_000
 SERVER = "10.0.2.2"
@@ -28,8 +28,8 @@ BOB = "52:54:00:00:00:0b"
 class Served:
     """A server at 10.0.2.2, and clients whose messages the test writes."""
 
-    def __init__(self, clock: Clock | None = None, **settings: Any) -> None:
-        self.host = Host(None, clock=clock)
+    def __init__(self, **settings: Any) -> None:
+        self.host = Host(None)
         self.host.eth.add_address(SERVER, 24)
         self.host.eth.set_up()
         chosen = {
@@ -384,36 +384,23 @@ def test_the_port_may_be_taken() -> None:
 
 
 def test_d13_our_client_gets_keeps_and_gives_back_a_lease() -> None:
-    clock = Clock()
-    served = Served(clock)
-    guest = Host(None, ALICE, clock=clock, seed=2)
-    guest.eth.set_up()
-    timers = Timers(clock)
-    client = DhcpService(guest.stack, guest.eth, rng=random.Random(3), timers=timers)
+    street = Street()
+    router = street.host("52:54:00:00:00:02", f"{SERVER}/24")
+    guest = street.host(ALICE)
+    server = DhcpServer(
+        router.stack, router.eth, first="10.0.2.15", last="10.0.2.30", gateway=SERVER, lease=3600 * SECOND
+    )
+    assert server.start() == 0
+    client = DhcpService(guest.stack, guest.eth, rng=random.Random(3), timers=street.timers)
     client.start()
-
-    def until(seconds: int) -> None:
-        end = clock.now + seconds * SECOND
-        while True:
-            join(guest, served.host)
-            times = guest.stack.poll_at(), served.host.stack.poll_at(), timers.next_deadline()
-            due = [at for at in times if at is not None]
-            if not due or min(due) > end:
-                break
-            clock.now = max(min(due), clock.now)
-            guest.stack.poll()
-            served.host.stack.poll()
-            timers.run_due()
-        clock.now = end
-
-    until(2)
+    street.run(2)
     assert str(guest.eth.addresses[0]) == "10.0.2.15/24"
     assert [str(route.prefix) for route in guest.stack.routes if route.gateway is not None] == ["0.0.0.0/0"]
-    until(10_000)
+    street.run(10_000)
     assert client.bound, "it was renewed"
-    assert served.count("tx_ack") == 1 + 10_000 // 1800
-    assert served.count("tx_nak") == served.count("exhausted") == 0
+    assert server.counters["tx_ack"] == 1 + 10_000 // 1800
+    assert server.counters["tx_nak"] == server.counters["exhausted"] == 0
     client.release()
-    join(guest, served.host)
-    assert served.count("rx_release") == 1
-    assert served.leases() == []
+    street.run(0)
+    assert server.counters["rx_release"] == 1
+    assert server.leases() == []

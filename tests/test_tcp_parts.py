@@ -201,6 +201,30 @@ def test_moving_a_deadline_back_ten_thousand_times_leaves_one_entry() -> None:
     assert len(queue) == 1
 
 
+def test_h62_deadlines_that_were_overtaken_are_swept_out() -> None:
+    """A far one (keepalive) is set again behind each near one (a delayed acknowledgement) that has fired."""
+    queue, alarm = TimerQueue(), Alarm([], "ack", 0)
+    for now in range(0, 100_000, 10):
+        alarm.when = now + 7_200_000
+        queue.arm(alarm)
+        alarm.when = now + 5
+        queue.arm(alarm)
+        queue.run_due(now + 5)
+
+    assert len(queue) < 100, f"{len(queue)} entries for one connection"
+
+
+def test_e50_who_has_ended_is_not_kept_until_its_time_comes() -> None:
+    queue = TimerQueue()
+    for _ in range(1000):
+        alarm = Alarm([], "alive", 7_200_000)
+        queue.arm(alarm)
+        queue.forget(alarm)
+
+    assert len(queue) < 100, f"{len(queue)} connections are kept"
+    assert queue.next_deadline() is None
+
+
 # -- secrets ---------------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ from vring.config import NIC_MODELS, Board, ConfigError, GuestSpec, NicSpec, Wir
 if TYPE_CHECKING:
     from hw.wire.pcap import PcapFile
     from vring.trace.flow import Passage, Tracer
+    from vring.usernet.gateway import UserNet
     from vring.view.queues import Snapshot
 
 
@@ -78,6 +79,7 @@ class Rig:
 
     Attributes:
         loop, clock, machines, guests, hubs: what was built; hubs by name.
+        user_nets: what is behind the user wires, by guest and card, such as "guest.eth0".
 
     Raises ConfigError for a board that cannot be, `hw.wire.link.WireError` for a wire that cannot be made.
     """
@@ -98,6 +100,8 @@ class Rig:
         self.machines: list[Machine] = []
         self.guests: list[Guest] = []
         self.hubs: dict[str, Hub] = {}
+        self.user_nets: dict[str, UserNet] = {}
+        self._console = console
         self._links: list[Link] = []
         self._capture: PcapFile | None = None
         self._trace = None if trace is None else self._open_trace(trace)
@@ -200,9 +204,26 @@ class Rig:
             from hw.wire.packet import PacketLink  # noqa: PLC0415  (Linux only)
 
             return PacketLink(self.loop, wire.name)
+        if wire.kind == "user":
+            return self._add_user_net(wire, name)
         link = cable(self.loop)[0]
         link.name = f"none at {name}"
         return link
+
+    def _add_user_net(self, wire: WireSpec, name: str) -> Link:
+        from vring.usernet.gateway import UserNet  # noqa: PLC0415  (loads servers and the host's sockets)
+        from vring.usernet.options import UserOptions  # noqa: PLC0415
+
+        rng = self.machines[-1].random(f"user wire {name}")
+        guest = name.partition(".")[0]
+
+        def complain(line: str) -> None:
+            if self._console is not None:
+                self._console(guest, line)
+
+        net = UserNet(self.loop, UserOptions.parse(wire.options), name=f"user at {name}", rng=rng, complain=complain)
+        self.user_nets[name] = net
+        return net.link
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -253,6 +274,8 @@ class Rig:
             found[guest.name] = {layer: Counter(counter) for layer, counter in layers.items()}
         if self.hubs:
             found["hubs"] = {name: Counter(hub.counters) for name, hub in self.hubs.items()}
+        if self.user_nets:
+            found["user wires"] = {name: Counter(net.counters) for name, net in self.user_nets.items()}
         return found
 
     # -- closing -------------------------------------------------------------------------------------------------
@@ -271,6 +294,8 @@ class Rig:
                 last.callback(self._capture.close)
             for hub in self.hubs.values():
                 last.callback(hub.close)
+            for net in self.user_nets.values():
+                last.callback(net.close)
             for link in self._links:
                 last.callback(link.close)
             for machine in self.machines:

@@ -134,12 +134,13 @@ Examples:
   vring boot two-guests
   vring boot --wire hub -- -ipaddr 10.0.0.1 -netmask 255.255.255.0 -s ping 127.0.0.1 -c 3
   vring boot --nic virtio:mtu=9000 --wire tap:t0 -- -ipaddr 10.9.0.2 -netmask 255.255.255.0
+  vring boot --wire user:hostfwd=tcp::8080-:80 -- -dhcp -s ping 10.0.2.2 -c 3
   vring boot my-board.toml --wire hub:lan,loss=5%,delay=10ms --clock virtual --for 60 --rings
 
 \b
 NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …;
   xen, with profile=full|ling, queues=N, mtu=N, mac=M, sg=off, gso=off, split=off, …; or none.
-Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE; each takes impairments:
+Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE, user[:OPTIONS]; each takes impairments:
   loss=1% delay=10ms jitter=2ms reorder=1% duplicate=1% corrupt=1% rate=10mbit
 What follows -- is the guest's command line:
   -ipaddr A -netmask M -gateway G, and -s PROGRAM ARGUMENTS… for each program to start.

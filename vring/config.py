@@ -48,9 +48,10 @@ Options: TypeAlias = Mapping[str, Option]
 
 CLOCKS = ("real", "virtual")
 NIC_MODELS = ("virtio", "xen")
-WIRE_KINDS = ("none", "hub", "tap", "packet")
-OUTSIDE_WIRES = ("tap", "packet")
-WIRE_FORMS = "none, hub, hub:NAME, tap:NAME, packet:INTERFACE"
+WIRE_KINDS = ("none", "hub", "tap", "packet", "user")
+OUTSIDE_WIRES = ("tap", "packet", "user")
+NAMED_WIRES = ("tap", "packet")  # whose name is an interface of the host
+WIRE_FORMS = "none, hub, hub:NAME, tap:NAME, packet:INTERFACE, user[:OPTIONS]"
 MEMORY_DEFAULT = 64 << 20
 MEMORY_MIN = 4 << 20
 MEMORY_MAX = 3 << 30
@@ -68,26 +69,30 @@ class ConfigError(Exception):
 class WireSpec:
     """Where a NIC is plugged in: a kind, a name (of hub, TAP or interface), and `key=value` options.
 
-    Options other than `vnet_hdr` are impairments (loss, delay, …), read by `hw.wire.impair`.
+    Options other than `vnet_hdr` are impairments (loss, delay, …), read by `hw.wire.impair`. What a user wire has
+    besides is in `options`, word by word, read by `vring.usernet.options`.
     """
 
     kind: str = "none"
     name: str = ""
     vnet_hdr: bool = False
     impairments: str = ""
+    options: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> WireSpec:
         """Read `KIND[:NAME][,key=value…]`. Raises ConfigError."""
         head, *words = text.split(",")
         kind, _, name = head.partition(":")
+        if kind == "user":
+            return cls._parse_user(text, [name, *words] if name else words)
         if kind not in WIRE_KINDS:
             raise ConfigError(f"{text!r} is not a wire; a wire is one of {WIRE_FORMS}")
         if kind == "none" and (name or words):
             raise ConfigError(f"wire {text!r}: 'none' takes no name and no options")
-        if kind in OUTSIDE_WIRES and not name:
+        if kind in NAMED_WIRES and not name:
             raise ConfigError(f"wire {text!r} lacks a name; write {kind}:{'NAME' if kind == 'tap' else 'INTERFACE'}")
-        if kind in OUTSIDE_WIRES and not re.fullmatch(r"[^\s/:]{1,15}", name):
+        if kind in NAMED_WIRES and not re.fullmatch(r"[^\s/:]{1,15}", name):
             raise ConfigError(f"wire {text!r}: {name!r} is no name of an interface (1 to 15 characters)")
         vnet_hdr = False
         impairments = []
@@ -105,8 +110,25 @@ class WireSpec:
         _check_impairments(spec.impairments, text)
         return spec
 
+    @classmethod
+    def _parse_user(cls, text: str, words: list[str]) -> WireSpec:
+        from hw.wire.impair import KEYS  # noqa: PLC0415  (few boards need these)
+        from vring.usernet.options import UserOptions  # noqa: PLC0415
+
+        impairments = ",".join(word for word in words if word.partition("=")[0] in KEYS)
+        options = tuple(word for word in words if word.partition("=")[0] not in KEYS)
+        try:
+            UserOptions.parse(options)
+        except ValueError as error:
+            raise ConfigError(f"wire {text!r}: {error}") from None
+        _check_impairments(impairments, text)
+        return cls("user", "", False, impairments, options)
+
     def __str__(self) -> str:
-        head = self.kind if self.kind == "none" else f"{self.kind}:{self.name}"
+        head = f"{self.kind}:{self.name}" if self.name else self.kind
+        if self.kind == "user":
+            rest = ",".join((*self.options, *([self.impairments] if self.impairments else [])))
+            return f"user:{rest}" if rest else "user"
         words = [head, *(["vnet_hdr=on"] if self.vnet_hdr else []), *([self.impairments] if self.impairments else [])]
         return ",".join(words)
 

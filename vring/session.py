@@ -32,15 +32,17 @@ from guest.stdlib.network import Network
 from hw.clock import SECOND
 from vring.boards import find
 from vring.build import Rig
-from vring.config import Board, ClockName
+from vring.config import Board, ClockName, ConfigError
 from vring.door import GuestCalls, ThreadCalls, TimeCalls
 from vring.home import Home, SessionError
+from vring.usernet.options import Forward
 
 if TYPE_CHECKING:
     from guest.kernel import Guest
     from hw.machine import Machine
     from vring.lookalike.names import Outside
     from vring.trace.flow import Passage
+    from vring.usernet.gateway import UserNet
     from vring.view.queues import Snapshot
 
 T = TypeVar("T")
@@ -212,6 +214,54 @@ class Session:
     def counters(self) -> dict[str, dict[str, Counter[str]]]:
         """A copy of all counters: guest name → layer → counter."""
         return self.call(self._rig.counters)
+
+    # -- user wires ------------------------------------------------------------------------------------------------
+
+    @property
+    def user_nets(self) -> dict[str, UserNet]:
+        """What is behind the user wires, by guest and card. To be changed in the home thread only (`call`)."""
+        return self._rig.user_nets
+
+    def hostfwds(self, card: str | None = None) -> list[Forward]:
+        """What a user wire forwards to its guest; see `hostfwd_add`."""
+        net = self._user_net(card)
+        return self.call(lambda: net.forwards.rules)
+
+    def hostfwd_add(self, rule: str, card: str | None = None) -> Forward:
+        """Forward from the host to the guest from now on: `tcp::8080-:80`. The rule with the port that it got.
+
+        Args:
+            card: of which user wire, such as "guest.eth0"; the first by default.
+
+        Raises ConfigError for a rule that is none or a board without user wire, WireError where the host does not let
+        us listen.
+        """
+        net = self._user_net(card)
+        try:
+            return self.call(lambda: net.forwards.add(rule))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def hostfwd_remove(self, rule: str, card: str | None = None) -> bool:
+        """Stop a forward, named by its host side: `tcp::8080`; connections go on. Whether there was one.
+
+        Raises ConfigError as `hostfwd_add` does.
+        """
+        net = self._user_net(card)
+        try:
+            return self.call(lambda: net.forwards.remove(rule))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def _user_net(self, card: str | None) -> UserNet:
+        nets = self._rig.user_nets
+        if not nets:
+            raise ConfigError("the board has no user wire; give a card one with --wire user")
+        if card is None:
+            return next(iter(nets.values()))
+        if card not in nets:
+            raise ConfigError(f"there is no user wire at {card!r}; there are {', '.join(nets)}")
+        return nets[card]
 
     # -- running -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ an address; the client does (RFC 5227).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from guest.net import dhcp_wire as wire
@@ -71,6 +71,7 @@ class DhcpServer:
         lease: how long an address is given away for; microseconds, None for ever.
         mtu: bytes of the largest IP packet, where clients are to be told.
         domain: the clients' domain, "" for none.
+        extra: further options for every client, by number, as they stand in a message.
         authoritative: there is no other server here. Then a client that is not known but wants to keep its address may
             have it, or hears NAK. Otherwise it hears nothing (§4.3.2).
         config: further times.
@@ -98,6 +99,7 @@ class DhcpServer:
         lease: int | None = DAY,
         mtu: int | None = None,
         domain: str = "",
+        extra: Mapping[int, bytes] | None = None,
         authoritative: bool = True,
         config: DhcpServerConfig | None = None,
         log: Callable[[str], None] = lambda _line: None,
@@ -131,6 +133,7 @@ class DhcpServer:
             self._options[wire.DOMAIN_NAME] = domain.encode("ascii")
         if mtu is not None:
             self._options[wire.INTERFACE_MTU] = mtu.to_bytes(2, "big")
+        self._options |= extra or {}
         self._handlers: dict[int, Callable[[Message, bytes], str]] = {
             wire.DISCOVER: self._discover,
             wire.REQUEST: self._request,

@@ -262,6 +262,17 @@ class ReceiveBuffer:
             if at == count:
                 return
 
+    def views(self, most: int) -> list[memoryview]:
+        """The first `most` bytes or fewer, in place."""
+        found = []
+        for view, _ in self._queue:
+            if len(view) >= most:
+                found.append(view[:most])
+                break
+            found.append(view)
+            most -= len(view)
+        return found
+
     def take(self, target: memoryview | None, count: int) -> None:
         """Take `count` bytes out, into `target` where there is one."""
         self.start += count

@@ -204,7 +204,7 @@ class TcpEndpoint(AddressedEndpoint):
         child.settings = replace(self.settings)
         if interface is not None:
             child.options.bind_device = interface  # type: ignore[assignment]  # the engine's interfaces are the stack's
-        self._tcp.ports.hold(child, connection.ends[0], self.local[1])
+        self._tcp.ports.hold(child, *connection.ends[:2])
         child._bound = True
         child.remote = connection.ends[2:]
         child._told = True
@@ -306,6 +306,18 @@ class TcpEndpoint(AddressedEndpoint):
         if self.connection is None or self.state is State.CLOSED:
             return 0 if self.remote is not None else -errno.ENOTCONN
         return None
+
+    def peek_views(self, most: int) -> list[memoryview]:
+        """The next `most` received bytes or fewer, in place, urgent ones among them; good until they are taken."""
+        connection = self.connection
+        return [] if connection is None else connection.rcv.views(most)
+
+    def write_room(self) -> int:
+        """Bytes that the next write takes; 0 also where none can be written."""
+        connection = self.connection
+        if connection is None or self.shut_write or connection.state not in MAY_SEND or connection.state in OPENING:
+            return 0
+        return connection.send_room()
 
     def discard(self, count: int) -> None:
         """Take bytes that were peeked at out of the stream."""

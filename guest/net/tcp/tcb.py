@@ -267,13 +267,16 @@ class Tcb:
 
     def window_field(self) -> int:
         """The field that offers the window, and the note that it was offered. Rounded up where that is what keeps the
-        edge from moving back.
+        edge from moving back. Each time it then moves on a little, so that a peer of small segments would never find
+        the end of the buffer: an eighth beyond that, the field is rounded down (RFC 7323 §2.4).
         """
         nxt, scale = self.rcv_nxt, self.rcv_scale
-        field = (self.window_edge() - nxt + (1 << scale) - 1) >> scale
+        left = max(self.window_edge() - nxt, 0)  # a FIN may stand where the window ends
+        field = (left + (1 << scale) - 1) >> scale
+        if nxt + (field << scale) > self.rcv.start + self.limit * 9 // 8:
+            field = left >> scale
         field = min(field, 0xFFFF)
-        edge = nxt + (field << scale)
-        self.rcv_adv = max(self.rcv_adv, edge)
+        self.rcv_adv = max(self.rcv_adv, nxt + (field << scale))
         return field
 
     # -- sending one segment -------------------------------------------------------------------------------------

@@ -1,0 +1,210 @@
+"""A wire straight under an interface of a stack (D19): hosts on a network without card, driver and kernel."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from guest.net.interface import Interface
+from guest.net.pbuf import PacketBuffer
+from guest.net.stack import Stack
+from hw.clock import VirtualClock
+from hw.loop import Loop
+from hw.wire.cable import cable
+from hw.wire.link import Frame, Link, WireError
+from tests.guest_board import Board
+from vring.direct import WAITING, DirectInterface, StackTurns, direct_stack
+
+SECOND = 1_000_000
+MAC = bytes.fromhex("02000000000a")
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop(VirtualClock())
+    yield loop
+    loop.close()
+
+
+def host(loop: Loop, link: Link, number: int) -> tuple[Stack, DirectInterface]:
+    """10.0.0.`number`, and fd00::`number`."""
+    stack = direct_stack(loop, rng=random.Random(number))
+    eth = DirectInterface(stack, link, mac=bytes((2, 0, 0, 0, 0, number)))
+    eth.interface.add_address(f"10.0.0.{number}", 24)
+    eth.interface.add_address(f"fd00::{number:x}", 64, check=False)
+    eth.interface.set_up()
+    return stack, eth
+
+
+@pytest.mark.parametrize("target", ["10.0.0.2", "fd00::2"])
+def test_d19_two_stacks_ping_over_a_cable_without_a_card(loop: Loop, target: str) -> None:
+    near, far = cable(loop)
+    alice, _ = host(loop, near, 1)
+    host(loop, far, 2)
+    port = alice.icmp.open_echo()
+
+    port.send(target, 1, b"x" * 5000)
+    loop.run(deadline=SECOND)
+
+    reply = port.receive()
+    assert reply is not None, f"no answer; counters: {alice.counters}"
+    assert (reply.src, reply.seq, reply.error) == (target, 1, None)
+    assert reply.payload == b"x" * 5000, "the payload came back changed, or its fragments were not put together"
+
+
+def test_d19_a_guest_with_a_card_and_a_bare_stack_ping_each_other() -> None:
+    board = Board()
+    near, far = cable(board.loop)
+    bare, _ = host(board.loop, far, 1)
+    guest = board.boot("-ipaddr 10.0.0.2 -netmask 255.255.255.0", near)
+
+    there = bare.icmp.open_echo()
+    there.send("10.0.0.2", 1, b"to the guest")
+    back = guest.stack.icmp.open_echo()
+    back.send("10.0.0.1", 2, b"to the stack")
+    board.run(1)
+
+    first, second = there.receive(), back.receive()
+    board.close()
+    assert [first and first.payload, second and second.payload] == [b"to the guest", b"to the stack"]
+
+
+def test_d19_tcp_crosses_a_cable_byte_for_byte(loop: Loop) -> None:
+    near, far = cable(loop)
+    alice, _ = host(loop, near, 1)
+    bob, _ = host(loop, far, 2)
+    server = bob.tcp.open(4)
+    server.bind(bob.interfaces[1].addresses[0].address, 7)
+    server.listen(5)
+    client = alice.tcp.open(4)
+    client.connect(bob.interfaces[1].addresses[0].address, 7)
+    loop.run(until=lambda: server.readable, deadline=SECOND)
+    child = server.accept()
+    assert child is not None, "nobody came"
+
+    sent = random.Random(3).randbytes(300_000)
+    at, got = 0, b""
+
+    def moved() -> bool:
+        nonlocal at, got
+        at += client.write([sent[at : at + 10_000]]) if at < len(sent) else 0
+        piece = child.read(1 << 20)
+        got += piece if isinstance(piece, bytes) else b""
+        return len(got) == len(sent)
+
+    assert loop.run(until=moved, deadline=60 * SECOND), f"{len(got)} of {len(sent)} bytes came"
+    assert got == sent
+
+
+def test_d19_a_batch_comes_in_order_in_memory_of_its_own(loop: Loop) -> None:
+    near, far = cable(loop)
+    _, eth = host(loop, near, 1)
+    got: list[PacketBuffer] = []
+    eth.receiver = got.extend
+    borrowed = bytearray(b"first" * 10), bytearray(b"second" * 10)
+
+    far.transmit([(None, [memoryview(borrowed[0])]), (None, [b"a piece, ", memoryview(borrowed[1])])])
+    for memory in borrowed:
+        memory[:] = bytes(len(memory))  # a wire's views are dead after the call
+
+    assert [packet.tobytes() for packet in got] == [b"first" * 10, b"a piece, " + b"second" * 10]
+
+
+def test_d19_the_cable_is_the_carrier(loop: Loop) -> None:
+    near, far = cable(loop)
+    _, eth = host(loop, near, 1)
+    assert not running(eth.interface), "it runs with nobody at the other end"
+
+    _, other = host(loop, far, 2)
+    assert running(eth.interface)
+
+    other.close()
+    assert not running(eth.interface)
+
+
+def running(interface: Interface) -> bool:
+    return bool(interface.flags & 0x40)
+
+
+class Narrow(Link):
+    """A wire that takes `room` frames."""
+
+    def __init__(self) -> None:
+        super().__init__("narrow")
+        self.room = 0
+        self.sent: list[bytes] = []
+
+    def transmit(self, frames: Sequence[Frame]) -> int:
+        taken = min(self.room, len(frames))
+        self.room -= taken
+        self.sent += [b"".join(views) for _, views in frames[:taken]]
+        return taken
+
+
+def test_d19_what_a_full_wire_does_not_take_waits_in_order_and_holds_senders_off(loop: Loop) -> None:
+    wire = Narrow()
+    wire.room = 100
+    stack, eth = host(loop, wire, 1)
+    peer = eth.interface.neighbours
+    assert peer is not None
+    group = 0xFFFF_E000_0005  # 224.0.0.5, for which nobody has to be asked
+    wire.room, wire.sent = 2, []
+    asked: list[int] = []
+
+    def send(number: int) -> None:
+        end = stack.udp.open(4)
+        end.options.bind_device = eth.interface
+        assert end.send([f"datagram {number:03}".encode()], (group, 9)) == 0
+        end.close()
+
+    for number in range(5):
+        send(number)
+    eth.interface.when_room(lambda: asked.append(eth.interface.room()))
+
+    assert [frame[-12:] for frame in wire.sent] == [b"datagram 000", b"datagram 001"]
+    assert eth.interface.room() == 0, "a full wire has room"
+
+    wire.room = 2
+    eth.writable()
+    assert asked == [], "senders were called while the wire is full"
+
+    wire.room = 100
+    eth.writable()
+    assert [frame[-12:] for frame in wire.sent] == [f"datagram {number:03}".encode() for number in range(5)]
+    assert [room > 0 for room in asked] == [True], "the sender that waited for room was not called, once"
+
+    wire.room = 0
+    for number in range(WAITING + 7):
+        send(number)
+    assert eth.counters["tx_dropped_queue_full"] == 7
+    assert eth.counters["tx_packets"] + WAITING + 7 == stack.counters["ethernet"]["tx_packets"]
+
+
+def test_d19_a_taken_link_leaves_the_stack_as_it_was(loop: Loop) -> None:
+    near, _ = cable(loop)
+    host(loop, near, 1)
+    stack = direct_stack(loop, rng=random.Random(2))
+
+    with pytest.raises(WireError, match="something is plugged in already"):
+        DirectInterface(stack, near, mac=MAC)
+
+    assert [interface.name for interface in stack.interfaces] == ["lo"]
+
+
+def test_d19_a_stopped_stack_takes_no_turns(loop: Loop) -> None:
+    near, far = cable(loop)
+    stack = Stack(now=loop.clock.now, rng=random.Random(1))
+    turns = StackTurns(stack, loop)
+    eth = DirectInterface(stack, near, mac=MAC)
+    eth.interface.add_address("10.0.0.1", 24)
+    host(loop, far, 2)
+    eth.interface.set_up()
+    assert turns.next_deadline() is not None, "an interface that just came up announces itself again"
+
+    turns.stop()
+
+    assert turns.next_deadline() is None
+    loop.run(deadline=10 * SECOND)
+    assert stack.counters["arp"]["tx_announcements"] == 0, "it went on announcing itself"

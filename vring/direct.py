@@ -1,0 +1,200 @@
+"""A wire straight under an interface of a stack: a host on the network without card, rings, driver or kernel.
+
+    loop = Loop(VirtualClock())
+    near, far = cable(loop)
+    stack = direct_stack(loop, rng=random.Random(1))
+    eth = DirectInterface(stack, near, mac=bytes.fromhex("020000000001"))
+    eth.interface.add_address("10.0.0.1", 24)
+    eth.interface.set_up()
+
+Promises:
+- A received frame is copied once, into memory of its own, within the wire's call; a sent one goes to the wire as the
+  very views of its packet.
+- The wire's carrier is the interface's.
+- What a full wire does not take waits here, bounded, in order; who asks (`Interface.room`) is held off meanwhile.
+- A stack of `direct_stack` gets its turns in the loop, on either clock, until `StackTurns.stop`.
+
+Read first: `hw/wire/link.py`, `guest/net/device.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from guest.net.config import NetConfig
+from guest.net.device import IFF_BROADCAST, IFF_MULTICAST, IFF_RUNNING, UNLIMITED, NetDevice
+from guest.net.interface import Interface
+from guest.net.pbuf import Offload, PacketBuffer
+from guest.net.stack import Stack
+from hw.abi.virtio_net import NET_HEADER, ZERO_HEADER
+from hw.loop import Loop
+from hw.wire.link import Frame, Link, Receiver
+
+WAITING = 256  # packets that wait for a full wire, at most
+
+
+class DirectInterface(NetDevice, Receiver):
+    """An Ethernet interface of `stack` whose frames leave and come by `link`. It is down and has no address yet.
+
+    Args:
+        stack: that gets the interface.
+        link: one end of a wire.
+        name: of the interface.
+        mac: 6 bytes.
+        mtu: bytes of the largest IP packet.
+
+    Attributes:
+        interface: the stack's side.
+        link: the wire's end.
+        counters: `rx_packets`, `rx_bytes`, `tx_packets`, `tx_bytes`, `tx_waited` and `tx_dropped_queue_full` (packets
+            that found the wire full).
+
+    Raises:
+        ValueError: the name is taken, or a value is out of range.
+        WireError: something is plugged into the link already.
+    """
+
+    def __init__(self, stack: Stack, link: Link, *, name: str = "eth0", mac: bytes, mtu: int = 1500) -> None:
+        NetDevice.__init__(self, name, mac, mtu, IFF_BROADCAST | IFF_MULTICAST)
+        self.link = link
+        self._waiting: deque[PacketBuffer] = deque()
+        self._full = False
+        self.interface: Interface = stack.add_interface(name, mac, mtu, self._output)
+        self.interface.queue = self
+        self.receiver = self.interface.input
+        try:
+            link.attach(self)
+        except BaseException:
+            stack.remove_interface(self.interface)
+            raise
+        self.carrier_changed()
+
+    # -- from the wire -------------------------------------------------------------------------------------------
+
+    def receive(self, frames: Sequence[Frame]) -> int:
+        """Take all frames."""
+        packets = []
+        size = 0
+        for header, views in frames:
+            area = bytearray(views[0]) if len(views) == 1 else bytearray().join(views)
+            size += len(area)
+            packet = PacketBuffer(memoryview(area))
+            if header is not None and (header[0] or header[1]):
+                packet.offload = Offload(*NET_HEADER.unpack_from(header)[:6])
+            packets.append(packet)
+        counters = self.counters
+        counters["rx_packets"] += len(packets)
+        counters["rx_bytes"] += size
+        self.deliver(packets)
+        return len(packets)
+
+    def carrier_changed(self) -> None:
+        """Somebody was plugged in or out at the far end."""
+        up = self.link.carrier
+        self.flags = self.flags | IFF_RUNNING if up else self.flags & ~IFF_RUNNING
+        self.interface.set_carrier(up)
+
+    def writable(self) -> None:
+        """The wire has room again."""
+        self._full = False
+        waiting = self._waiting
+        if waiting:
+            self._send([waiting.popleft() for _ in range(len(waiting))])
+        if not self._full and (callback := self.wants_room) is not None:
+            self.wants_room = None
+            callback()
+
+    # -- to the wire ---------------------------------------------------------------------------------------------
+
+    def _output(self, packets: Sequence[PacketBuffer]) -> None:
+        self.transmit(packets)
+
+    def transmit(self, packets: Sequence[PacketBuffer]) -> int:
+        """Send packets, first to last; how many were sent or kept."""
+        return self._wait(packets) if self._full else self._send(packets)
+
+    def _send(self, packets: Sequence[PacketBuffer]) -> int:
+        frames: list[Frame] = []
+        size = 0
+        for packet in packets:
+            views = packet.views()
+            offload = packet.offload
+            header = None if offload is None else NET_HEADER.pack(*offload, 0).ljust(len(ZERO_HEADER), b"\0")
+            size += len(packet)
+            frames.append((header, views))  # type: ignore[arg-type]  # a list of memoryviews is one of buffers
+        taken = sent = self.link.transmit(frames)
+        if taken < len(packets):
+            self._full = True
+            rest = packets[taken:]
+            size -= sum(map(len, rest))
+            taken += self._wait(rest)
+        self.counters["tx_packets"] += sent
+        self.counters["tx_bytes"] += size
+        return taken
+
+    def _wait(self, packets: Sequence[PacketBuffer]) -> int:
+        """Keep packets until the wire has room."""
+        room = max(0, WAITING - len(self._waiting))
+        kept = [packet.keep() for packet in packets[:room]]
+        self._waiting.extend(kept)
+        self.counters["tx_waited"] += len(kept)
+        if len(kept) < len(packets):
+            self.counters["tx_dropped_queue_full"] += len(packets) - len(kept)
+        return len(kept)
+
+    def tx_room(self) -> int:
+        return 0 if self._full else UNLIMITED
+
+    def close(self) -> None:
+        """Set the interface down and pull the plug; what waits is dropped."""
+        self.interface.set_down()
+        self.receiver = None
+        self._waiting.clear()
+        if self.link.receiver is self:
+            self.link.detach()
+
+
+class StackTurns:
+    """Gives a stack its turns in a loop: a `hw.loop.Cpu` that is nothing but a stack.
+
+    Args:
+        stack: no other loop or kernel may drive it.
+        loop: its clock is the stack's.
+    """
+
+    def __init__(self, stack: Stack, loop: Loop) -> None:
+        self.stack = stack
+        self.halted = False
+        stack.wake = lambda: loop.kick_cpu(self)
+        loop.add_cpu(self)
+
+    def interrupt(self, line: int) -> None:
+        """There are no interrupt lines here."""
+
+    def run(self) -> bool:
+        """Do what is due now; whether more is waiting."""
+        due = self.stack.poll_at()
+        if due is None or due > self.stack.now():
+            return False
+        self.stack.poll()
+        return True
+
+    def next_deadline(self) -> int | None:
+        """When there is something to do, or None."""
+        return None if self.halted else self.stack.poll_at()
+
+    def stop(self) -> None:
+        """Take no more turns."""
+        self.halted = True
+        self.stack.wake = None
+
+
+def direct_stack(
+    loop: Loop, *, rng: random.Random, config: NetConfig | None = None, log: Callable[[str], None] = lambda _line: None
+) -> Stack:
+    """A stack on the loop's clock that takes its turns there; `rng` decides what is random in it."""
+    stack = Stack(now=loop.clock.now, rng=rng, config=config, log=log)
+    StackTurns(stack, loop)
+    return stack
