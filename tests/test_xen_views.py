@@ -374,7 +374,7 @@ def test_cards_store_grants_and_ports_are_shown(session: Session) -> None:
     mac = machine.vifs[0].mac.hex(":")
 
     cards = drawn(negotiated_lines(machine))
-    assert f"eth0  {mac}  vif 0 of domain 2: front end Connected, back end Connected" in cards
+    assert f"eth0  {mac}  vif 0 of domain 2\n        front end Connected, back end Connected" in cards
     (tree,) = map(drawn, store_lines(machine))
     lines = [line.strip() for line in tree.splitlines()]
     assert "/local/domain/2/device/vif" in lines

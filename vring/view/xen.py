@@ -101,12 +101,12 @@ def _number(store: StoreAccess, path: str) -> int | None:
 
 
 def vif_line(vif: Vif) -> str:
-    """A vif in a line or two: its address, the states of both ends, what went wrong."""
+    """A vif in two lines or three: its address, the states of both ends, what went wrong."""
     device = vif.device
     front = _number(device.store, f"{device.frontend}/{bus.STATE}")
     ends = f"front end {_state(front)}, back end {_state(device.state)}"
     error = f"\n        failed: {device.error}" if device.error else ""
-    return f"{vif.mac.hex(':')}  vif {vif.handle} of domain {vif.domain.domid}: {ends}{error}"
+    return f"{vif.mac.hex(':')}  vif {vif.handle} of domain {vif.domain.domid}\n        {ends}{error}"
 
 
 def _state(state: int | None) -> str:
