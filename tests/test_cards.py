@@ -77,6 +77,26 @@ def test_p3_a_card_comes_up_with_its_address_its_mtu_and_a_full_ring(bench: Benc
     assert bench.device.tx_room() > 0
 
 
+def test_c12_each_driver_was_asked_in_order_and_one_has_found_the_card(bench: Bench) -> None:
+    grid = bench.guest.grid
+    found = {node.name: node.probe(bench.guest.services) for node in grid}
+
+    xen = bench.board.card != "virtio"
+    assert list(found.items()) == [("virtio-net", int(not xen)), ("xen-vif", int(xen))]
+    assert [link.name for link in grid.links] == ["eth0", "lo"]
+    assert grid.links[0] is bench.device
+
+
+def test_c10_transmission_goes_through_the_node_of_the_cards_driver(bench: Bench) -> None:
+    node = bench.guest.grid.find("virtio-net" if bench.board.card == "virtio" else "xen-vif")
+    assert node is not None
+
+    assert node.transmit(bench.device, [PacketBuffer.from_bytes(payload(60))]) == 1
+    bench.settle()
+
+    assert bench.peer.frames == [payload(60)]
+
+
 # -- frames both ways -------------------------------------------------------------------------------------------------
 
 
