@@ -6,6 +6,7 @@ The witness is scapy, which computes every length and checksum anew.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -17,7 +18,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from guest.net.pbuf import Offload, PacketBuffer
-from guest.net.segmentation import cut
+from guest.net.segmentation import cut, join
 from hw.abi import virtio_net as net
 
 MSS = 1448
@@ -100,3 +101,137 @@ def test_a_payload_of_zeros_has_a_checksum_all_the_same(version: int) -> None:
     assert [b"".join(parts) for parts in cut(large(version, payload, [1, 2]))] == expected(
         version, payload, seq=1, flags="PA", ident=1, mss=MSS
     )
+
+
+# -- joining ---------------------------------------------------------------------------------------------------------
+
+
+def frames_of(version: int, payload: bytes, *, seq: int = 1, flags: str = "PA", ident: int = 1, mss: int = MSS) -> list[PacketBuffer]:  # fmt: skip
+    """Received frames that carry `payload`."""
+    raw = expected(version, payload, seq=seq, flags=flags, ident=ident, mss=mss)
+    return [PacketBuffer(memoryview(bytearray(frame))) for frame in raw]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@settings(max_examples=40, deadline=None)
+@given(size=st.integers(600, 60_000), seq=st.sampled_from([1, 0xFFFF_F000]), mss=st.sampled_from([600, 1448, 9000]))
+def test_what_is_joined_is_cut_into_the_same_frames_again(version: int, size: int, seq: int, mss: int) -> None:
+    payload = random.Random(size).randbytes(size)
+    before = expected(version, payload, seq=seq, flags="PA", ident=1, mss=mss)
+
+    joined = join(frames_of(version, payload, seq=seq, mss=mss))
+
+    after = [b"".join(views) for packet in joined for views in (cut(packet) if packet.frags else [packet.views()])]
+    assert after == before
+    if len(before) > 1 and (size % mss == 0 or size % mss >= 536):
+        assert len(joined) == 1, "they follow each other and were not joined"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_joined_packet_has_right_headers(version: int) -> None:
+    payload = random.Random(1).randbytes(3 * MSS)
+
+    (packet,) = join(frames_of(version, payload))
+
+    raw = packet.tobytes()
+    assert raw[-len(payload) :] == payload
+    seen = Ether(raw)
+    if version == 4:
+        shown = seen[IP].chksum
+        del seen[IP].chksum
+        assert (Ether(bytes(seen))[IP].chksum, seen[IP].len) == (shown, len(raw) - 14)
+    else:
+        assert seen[IPv6].plen == len(raw) - 54
+    assert seen[TCP].flags == "PA"
+    assert packet.offload is not None
+    assert packet.offload[:4] == (net.VIRTIO_NET_HDR_F_DATA_VALID, KINDS[version], len(raw) - len(payload), MSS)
+
+
+def corrupt_tcp(frame: bytes) -> bytes:
+    return frame[:-1] + bytes((frame[-1] ^ 1,))
+
+
+def corrupt_ip(frame: bytes) -> bytes:
+    return frame[:24] + bytes((frame[24] ^ 1,)) + frame[25:]
+
+
+def another_port(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[TCP].sport = 81
+    del seen[TCP].chksum
+    return bytes(seen)
+
+
+def another_window(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[TCP].window = 77
+    del seen[TCP].chksum
+    return bytes(seen)
+
+
+def a_fin(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[TCP].flags = "FA"
+    del seen[TCP].chksum
+    return bytes(seen)
+
+
+def congested(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[IP].tos = 3
+    del seen[IP].chksum
+    return bytes(seen)
+
+
+def a_fragment(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[IP].flags = "MF"
+    del seen[IP].chksum
+    return bytes(seen)
+
+
+def lying_about_its_length(frame: bytes) -> bytes:
+    return frame[:16] + (len(frame)).to_bytes(2, "big") + frame[18:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [corrupt_tcp, corrupt_ip, another_port, another_window, a_fin, congested, a_fragment, lying_about_its_length],
+)
+def test_what_differs_is_left_as_it_came_and_in_its_place(change: Callable[[bytes], bytes]) -> None:
+    """The third of five: the two before it are joined, and the two behind it."""
+    raw = expected(4, random.Random(1).randbytes(5 * MSS), seq=1, flags="A", ident=1, mss=MSS)
+    raw[2] = change(raw[2])
+
+    joined = join([PacketBuffer(memoryview(bytearray(frame))) for frame in raw])
+
+    assert [len(packet.frags) for packet in joined] == [1, 0, 1]
+    assert joined[1].tobytes() == raw[2]
+    assert joined[1].offload is None
+
+
+def test_a_gap_and_a_repetition_are_left_to_tcp() -> None:
+    raw = expected(4, bytes(5 * MSS), seq=1, flags="A", ident=1, mss=MSS)
+    frames = [PacketBuffer(memoryview(bytearray(raw[number]))) for number in (0, 1, 3, 3, 4)]
+
+    assert [len(packet.frags) for packet in join(frames)] == [1, 0, 1]
+
+
+def test_what_is_pushed_ends_a_packet() -> None:
+    """Its sender wants it to be read now; and it may be followed by more."""
+    first = frames_of(4, bytes(2 * MSS), flags="PA")
+    second = frames_of(4, bytes(2 * MSS), seq=1 + 2 * MSS, flags="PA", ident=3)
+
+    assert [len(packet.frags) for packet in join(first + second)] == [1, 1]
+
+
+@given(data=st.binary(max_size=120), flip=st.integers(0, 1 << 12))
+@settings(max_examples=200, deadline=None)
+def test_no_frame_raises(data: bytes, flip: int) -> None:
+    """Whatever stands in a frame."""
+    raw = [bytearray(frame) for frame in expected(4, bytes(2 * MSS), seq=1, flags="A", ident=1, mss=MSS)]
+    at = flip % 80
+    raw[0][at : at + len(data)] = data[: len(raw[0]) - at]
+    frames = [PacketBuffer(memoryview(frame)) for frame in (*raw, bytearray(data))]
+
+    assert sum(map(len, join(frames))) >= len(data)

@@ -12,6 +12,7 @@ Promises:
   very views of its packet.
 - The wire's carrier is the interface's.
 - Frames that are read from a descriptor are read straight into that memory, and go up in one batch.
+- Segments of a stream that come in one batch go up as one packet, unless the stack is a router's.
 - What a full wire does not take waits here, bounded, in order; who asks (`Interface.room`) is held off meanwhile.
 - A stack of `direct_stack` gets its turns in the loop, on either clock, until `StackTurns.stop`.
 
@@ -28,7 +29,7 @@ from guest.net.config import NetConfig
 from guest.net.device import IFF_BROADCAST, IFF_MULTICAST, IFF_RUNNING, UNLIMITED, NetDevice
 from guest.net.interface import Interface
 from guest.net.pbuf import Offload, PacketBuffer
-from guest.net.segmentation import cut
+from guest.net.segmentation import cut, join
 from guest.net.stack import Stack
 from hw.abi.virtio_net import NET_HEADER, ZERO_HEADER
 from hw.loop import Loop
@@ -69,6 +70,7 @@ class DirectInterface(NetDevice, Receiver):
     ) -> None:
         NetDevice.__init__(self, name, mac, mtu, IFF_BROADCAST | IFF_MULTICAST)
         self.link = link
+        self._stack = stack
         self._waiting: deque[PacketBuffer] = deque()
         self._full = False
         self.interface: Interface = stack.add_interface(name, mac, mtu, self._output)
@@ -103,7 +105,8 @@ class DirectInterface(NetDevice, Receiver):
     def _deliver(self, packets: list[PacketBuffer], size: int) -> None:
         self.counters["rx_packets"] += len(packets)
         self.counters["rx_bytes"] += size
-        self.deliver(packets)
+        # A router hands on what it was sent, frame by frame.
+        self.deliver(packets if self._stack.forwarding else join(packets))
 
     def pull(self, link: Link) -> None:
         """Read what is there, up to `PULLED` frames."""
