@@ -318,5 +318,5 @@ def no_descriptor_is_left() -> Iterator[None]:
     """What is opened inside is closed at its end."""
     before = descriptors()
     yield
-    after = descriptors()
-    assert after == before, f"descriptors that were left: {after - before}"
+    left = descriptors() - before
+    assert not left, f"descriptors that were left: {left}"

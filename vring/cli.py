@@ -4,6 +4,7 @@
     vring run [--nic …]… [--wire …]… [options] SCRIPT|-m MODULE [ARGUMENTS]
     vring boards
     vring demo [tx|rx|xen] [--step]
+    vring tour
 
 Promises:
 - What follows the first `--` belongs to the guest and is not looked at by the option parser here. For `vring run` that
@@ -13,7 +14,7 @@ Promises:
 - With `--exit-status` the largest status of the guests' programs instead of 0, and 124 when they were cut off.
 - rich and the machine itself load only when a command needs them.
 
-Sections: `main`, `boot`, `run`, `boards`, `demo`, running a board.
+Sections: `main`, `boot`, `run`, `boards`, `demo`, `tour`, running a board.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vring import __version__
-from vring.boards import find, shipped, summary
+from vring.boards import DEFAULT, asked_for, shipped, summary
 from vring.config import CLOCKS, Board, ConfigError, join_words
 from vring.launch import become, named, split
 
@@ -131,6 +132,7 @@ _BOOT_HELP = """Boot a board and run it until its guests' programs have ended, t
 
 \b
 Examples:
+  vring boot
   vring boot two-guests
   vring boot --wire hub -- -ipaddr 10.0.0.1 -netmask 255.255.255.0 -s ping 127.0.0.1 -c 3
   vring boot --nic virtio:mtu=9000 --wire tap:t0 -- -ipaddr 10.9.0.2 -netmask 255.255.255.0
@@ -152,7 +154,9 @@ def _boot(
     context: typer.Context,
     board: Annotated[
         str | None,
-        typer.Argument(metavar="BOARD", help="A TOML file, an xl description (.cfg), or the name of one that ships."),
+        typer.Argument(
+            metavar="BOARD", help=f"A TOML file, an xl description (.cfg), or one that ships; else {DEFAULT}."
+        ),
     ] = None,
     nic: Annotated[
         list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, xen, none. Repeatable.")
@@ -180,10 +184,7 @@ def _boot(
 ) -> int:
     words = context.obj
     cmdline = None if words is None else join_words(words)
-    if board is None:
-        described = Board.of_words(nic or (), wire or (), cmdline or "")
-    else:
-        described = find(board).with_words(nic or (), wire or (), cmdline)
+    described = asked_for(board, nic or (), wire or (), cmdline, virtual=clock == "virtual")
     if clock is not None:
         if clock not in CLOCKS:
             raise ConfigError(f"--clock is {' or '.join(CLOCKS)}, not {clock!r}")
@@ -281,6 +282,21 @@ def _demo(
         raise ConfigError(f"there is no demo {name!r}; demos are {', '.join(DEMOS)}")
     play(name, _console(), seed=seed, step=step)
     return 0
+
+
+@app.command("tour", help="See a guest at work, step by step, without any rights. Exits 0 if all went well.")
+def _tour(
+    context: typer.Context,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="For all that is random in the board.")] = None,
+) -> int:
+    _no_guest_words(context)
+    from hw.wire.link import WireError  # noqa: PLC0415  (loads the machine)
+    from vring.tour import tour  # noqa: PLC0415
+
+    try:
+        return tour(_console(), seed=seed)
+    except (WireError, OSError) as error:
+        raise _Failure(str(error), EXIT_FAILURE) from None
 
 
 # -- running a board -------------------------------------------------------------------------------------------------

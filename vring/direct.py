@@ -11,6 +11,8 @@ Promises:
 - A received frame is copied once, into memory of its own, within the wire's call; a sent one goes to the wire as the
   very views of its packet.
 - The wire's carrier is the interface's.
+- Frames that are read from a descriptor are read straight into that memory, and go up in one batch.
+- Segments of a stream that come in one batch go up as one packet, unless the stack is a router's.
 - What a full wire does not take waits here, bounded, in order; who asks (`Interface.room`) is held off meanwhile.
 - A stack of `direct_stack` gets its turns in the loop, on either clock, until `StackTurns.stop`.
 
@@ -27,12 +29,17 @@ from guest.net.config import NetConfig
 from guest.net.device import IFF_BROADCAST, IFF_MULTICAST, IFF_RUNNING, UNLIMITED, NetDevice
 from guest.net.interface import Interface
 from guest.net.pbuf import Offload, PacketBuffer
+from guest.net.segmentation import cut, join
 from guest.net.stack import Stack
 from hw.abi.virtio_net import NET_HEADER, ZERO_HEADER
 from hw.loop import Loop
-from hw.wire.link import Frame, Link, Receiver
+from hw.wire.link import FRAME_MAX, Frame, Link, Receiver
 
 WAITING = 256  # packets that wait for a full wire, at most
+PULLED = 64  # frames read from a descriptor before others get a turn
+PULLED_BYTES = 1 << 19
+ETHERNET = 18  # bytes of an Ethernet header, with a tag
+LARGE = 65535
 
 
 class DirectInterface(NetDevice, Receiver):
@@ -44,6 +51,8 @@ class DirectInterface(NetDevice, Receiver):
         name: of the interface.
         mac: 6 bytes.
         mtu: bytes of the largest IP packet.
+        large: the wire takes TCP packets of up to 64 KB with the header that says how they are to be cut. Without it
+            they are cut here: either way TCP and IP do their work once for all that they send at a time.
 
     Attributes:
         interface: the stack's side.
@@ -56,13 +65,19 @@ class DirectInterface(NetDevice, Receiver):
         WireError: something is plugged into the link already.
     """
 
-    def __init__(self, stack: Stack, link: Link, *, name: str = "eth0", mac: bytes, mtu: int = 1500) -> None:
+    def __init__(
+        self, stack: Stack, link: Link, *, name: str = "eth0", mac: bytes, mtu: int = 1500, large: bool = False
+    ) -> None:
         NetDevice.__init__(self, name, mac, mtu, IFF_BROADCAST | IFF_MULTICAST)
         self.link = link
+        self._stack = stack
         self._waiting: deque[PacketBuffer] = deque()
         self._full = False
         self.interface: Interface = stack.add_interface(name, mac, mtu, self._output)
         self.interface.queue = self
+        self.interface.gso_max_size = LARGE
+        self._large = large
+        self._scratch = bytearray(link.header_size + FRAME_MAX if link.header_size else 0)
         self.receiver = self.interface.input
         try:
             link.attach(self)
@@ -84,11 +99,52 @@ class DirectInterface(NetDevice, Receiver):
             if header is not None and (header[0] or header[1]):
                 packet.offload = Offload(*NET_HEADER.unpack_from(header)[:6])
             packets.append(packet)
-        counters = self.counters
-        counters["rx_packets"] += len(packets)
-        counters["rx_bytes"] += size
-        self.deliver(packets)
+        self._deliver(packets, size)
         return len(packets)
+
+    def _deliver(self, packets: list[PacketBuffer], size: int) -> None:
+        self.counters["rx_packets"] += len(packets)
+        self.counters["rx_bytes"] += size
+        # A router hands on what it was sent, frame by frame.
+        self.deliver(packets if self._stack.forwarding else join(packets))
+
+    def pull(self, link: Link) -> None:
+        """Read what is there, up to `PULLED` frames."""
+        if link.header_size:
+            self._pull_with_header(link)
+            return
+        room = self.mtu + ETHERNET
+        packets = []
+        size = 0
+        for _ in range(PULLED):
+            area = bytearray(room)
+            length = link.read_into([area])
+            if not length:
+                break
+            size += length
+            packets.append(PacketBuffer(memoryview(area), 0, length))
+        if packets:
+            self._deliver(packets, size)
+
+    def _pull_with_header(self, link: Link) -> None:
+        """The same where frames may be large, and say so: what is small should not hold much memory."""
+        scratch = memoryview(self._scratch)
+        start = link.header_size
+        packets = []
+        size = 0
+        for _ in range(PULLED):
+            length = link.read_into([scratch])
+            if not length:
+                break
+            packet = PacketBuffer(memoryview(bytearray(scratch[start:length])))
+            if scratch[0] or scratch[1]:
+                packet.offload = Offload(*NET_HEADER.unpack_from(scratch)[:6])
+            size += length - start
+            packets.append(packet)
+            if size > PULLED_BYTES:
+                break
+        if packets:
+            self._deliver(packets, size)
 
     def carrier_changed(self) -> None:
         """Somebody was plugged in or out at the far end."""
@@ -119,8 +175,10 @@ class DirectInterface(NetDevice, Receiver):
         frames: list[Frame] = []
         size = 0
         for packet in packets:
-            views = packet.views()
             offload = packet.offload
+            if offload is not None and offload.gso_type and not self._large:
+                return self._send_cut(packets)
+            views = packet.views()
             header = None if offload is None else NET_HEADER.pack(*offload, 0).ljust(len(ZERO_HEADER), b"\0")
             size += len(packet)
             frames.append((header, views))  # type: ignore[arg-type]  # a list of memoryviews is one of buffers
@@ -133,6 +191,29 @@ class DirectInterface(NetDevice, Receiver):
         self.counters["tx_packets"] += sent
         self.counters["tx_bytes"] += size
         return taken
+
+    def _send_cut(self, packets: Sequence[PacketBuffer]) -> int:
+        """Send packets of which some are to be cut."""
+        frames: list[Frame] = []
+        size = 0
+        for packet in packets:
+            if packet.offload is not None and packet.offload.gso_type:
+                for pieces in cut(packet):
+                    frames.append((None, pieces))
+                    size += len(pieces[0])
+                size += len(packet) - packet.offload.hdr_len
+            else:
+                frames.append((None, packet.views()))  # type: ignore[arg-type]  # a list of memoryviews is one of buffers
+                size += len(packet)
+        taken = self.link.transmit(frames)
+        self.counters["tx_packets"] += taken
+        self.counters["tx_bytes"] += size
+        if taken < len(frames):
+            self._full = True
+            rest = [PacketBuffer(memoryview(bytearray().join(views))) for _, views in frames[taken:]]
+            self.counters["tx_bytes"] -= sum(map(len, rest))
+            self._wait(rest)
+        return len(packets)
 
     def _wait(self, packets: Sequence[PacketBuffer]) -> int:
         """Keep packets until the wire has room."""

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from guest.stdlib.modules import guest_module
 from guest.stdlib.network import Network
 from hw.clock import SECOND
-from vring.boards import find
+from vring.boards import asked_for
 from vring.build import Rig
 from vring.config import Board, ClockName, ConfigError
 from vring.door import GuestCalls, ThreadCalls, TimeCalls
@@ -63,7 +63,8 @@ def boot(
     """Boot a board: one that is handed in, a TOML file, one that ships, or one guest described by words.
 
     Args:
-        board: a board, a path, or the name of a board that ships, as on the command line.
+        board: a board, a path, or the name of a board that ships, as on the command line; see `boards.asked_for` for
+            what boots without one.
         nic, wire: one text or a list; the n-th wire belongs to the n-th NIC ("virtio:mtu=9000", "tap:t0", "hub:lan").
         cmdline: the guest's command line.
         clock, seed: override what the board says (otherwise "real"; for the seed see `Board.chosen_seed`).
@@ -75,11 +76,7 @@ def boot(
     """
     nics = [nic] if isinstance(nic, str) else list(nic or [])
     wires = [wire] if isinstance(wire, str) else list(wire or [])
-    if board is None:
-        board = Board.of_words(nics, wires, cmdline or "")
-    else:
-        board = board if isinstance(board, Board) else find(board)
-        board = board.with_words(nics, wires, cmdline)
+    board = asked_for(board, nics, wires, cmdline, virtual=clock == "virtual")
     board = replace(
         board, clock=board.clock if clock is None else clock, seed=board.seed if seed is None else seed
     )

@@ -83,6 +83,7 @@ class UserNet:
         rng: decides what is random on the gateway: sequence numbers, identifiers.
         complain: takes a line that people should see; each is said once.
         wire: our end of the wire. Without it a cable is made.
+        large: what is at the other end takes large segments (see `DirectInterface`).
 
     Attributes:
         link: the guest's end of the wire that was made; else the one that was handed in.
@@ -103,6 +104,7 @@ class UserNet:
         rng: random.Random,
         complain: Callable[[str], None] = lambda _line: None,
         wire: Link | None = None,
+        large: bool = False,
     ) -> None:
         if loop.clock.virtual:
             raise WireError(f"{name}: leads outside, where time is real; use --clock real, or --wire hub")
@@ -122,7 +124,7 @@ class UserNet:
         )
         self.stack = Stack(now=loop.clock.now, rng=rng, config=NetConfig(tcp=tcp, membership=False))
         self._turns = StackTurns(self.stack, loop)
-        self._device = DirectInterface(self.stack, wire, name="guest", mac=MAC, mtu=options.mtu)
+        self._device = DirectInterface(self.stack, wire, name="guest", mac=MAC, mtu=options.mtu, large=large)
         self.interface = interface = self._device.interface
         self._closed = False
         self._dhcp: DhcpServer | None = None
