@@ -106,7 +106,9 @@ def test_a_payload_of_zeros_has_a_checksum_all_the_same(version: int) -> None:
 # -- joining ---------------------------------------------------------------------------------------------------------
 
 
-def frames_of(version: int, payload: bytes, *, seq: int = 1, flags: str = "PA", ident: int = 1, mss: int = MSS) -> list[PacketBuffer]:  # fmt: skip
+def frames_of(
+    version: int, payload: bytes, *, seq: int = 1, flags: str = "PA", ident: int = 1, mss: int = MSS
+) -> list[PacketBuffer]:
     """Received frames that carry `payload`."""
     raw = expected(version, payload, seq=seq, flags=flags, ident=ident, mss=mss)
     return [PacketBuffer(memoryview(bytearray(frame))) for frame in raw]

@@ -9,7 +9,7 @@ option), what is wrong, and what is allowed.
 
 A file:
 
-    clock = "virtual"            # or "real" (the default)
+    clock = "virtual"            # or "real" (the default, unless there is a sim wire)
     seed = 1
     run = 10                     # seconds of the board's clock at most; without it until the guests halt
 
@@ -48,10 +48,10 @@ Options: TypeAlias = Mapping[str, Option]
 
 CLOCKS = ("real", "virtual")
 NIC_MODELS = ("virtio", "xen")
-WIRE_KINDS = ("none", "hub", "tap", "packet", "user")
+WIRE_KINDS = ("none", "hub", "tap", "packet", "user", "sim")
 OUTSIDE_WIRES = ("tap", "packet", "user")
 NAMED_WIRES = ("tap", "packet")  # whose name is an interface of the host
-WIRE_FORMS = "none, hub, hub:NAME, tap:NAME, packet:INTERFACE, user[:OPTIONS]"
+WIRE_FORMS = "none, hub, hub:NAME, tap:NAME, packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]"
 MEMORY_DEFAULT = 64 << 20
 MEMORY_MIN = 4 << 20
 MEMORY_MAX = 3 << 30
@@ -70,7 +70,8 @@ class WireSpec:
     """Where a NIC is plugged in: a kind, a name (of hub, TAP or interface), and `key=value` options.
 
     Options other than `vnet_hdr` are impairments (loss, delay, …), read by `hw.wire.impair`. What a user wire has
-    besides is in `options`, word by word, read by `vring.usernet.options`.
+    besides is in `options`, word by word, read by `vring.usernet.options`; what a sim wire has is all there, read by
+    `vring.simnet.options`.
     """
 
     kind: str = "none"
@@ -86,6 +87,8 @@ class WireSpec:
         kind, _, name = head.partition(":")
         if kind == "user":
             return cls._parse_user(text, [name, *words] if name else words)
+        if kind == "sim":
+            return cls._parse_sim(text, [name, *words] if name else words)
         if kind not in WIRE_KINDS:
             raise ConfigError(f"{text!r} is not a wire; a wire is one of {WIRE_FORMS}")
         if kind == "none" and (name or words):
@@ -124,11 +127,21 @@ class WireSpec:
         _check_impairments(impairments, text)
         return cls("user", "", False, impairments, options)
 
+    @classmethod
+    def _parse_sim(cls, text: str, words: list[str]) -> WireSpec:
+        from vring.simnet.options import SimOptions  # noqa: PLC0415  (few boards need it)
+
+        try:
+            SimOptions.parse(words)
+        except ValueError as error:
+            raise ConfigError(f"wire {text!r}: {error}") from None
+        return cls("sim", options=tuple(words))
+
     def __str__(self) -> str:
         head = f"{self.kind}:{self.name}" if self.name else self.kind
-        if self.kind == "user":
+        if self.kind in ("user", "sim"):
             rest = ",".join((*self.options, *([self.impairments] if self.impairments else [])))
-            return f"user:{rest}" if rest else "user"
+            return f"{self.kind}:{rest}" if rest else self.kind
         words = [head, *(["vnet_hdr=on"] if self.vnet_hdr else []), *([self.impairments] if self.impairments else [])]
         return ",".join(words)
 
@@ -272,7 +285,8 @@ class Board:
         guest = replace(guest, nics=(*plugged, *guest.nics[len(wires) :]))
         if cmdline is not None:
             guest = replace(guest, cmdline=cmdline)
-        return replace(self, guests=(guest,))
+        usual = _usual_clock((guest,))
+        return replace(self, guests=(guest,), clock=self.clock if self.source or usual == "real" else usual)
 
     def where(self, guest: GuestSpec, slot: int | None = None) -> str:
         """How errors name a guest of this board, or one of its NICs."""
@@ -296,6 +310,12 @@ class Board:
                         f"{self.where(guest, slot)}: the wire {nic.wire} leads outside, where time is real; use the "
                         "clock 'real', or a hub"
                     )
+
+
+def _usual_clock(guests: Sequence[GuestSpec]) -> ClockName:
+    """The clock of a board that does not say: virtual where there is a simulated outside, and no other."""
+    kinds = {nic.wire.kind for guest in guests for nic in guest.nics}
+    return "virtual" if "sim" in kinds and not kinds & set(OUTSIDE_WIRES) else "real"
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
@@ -370,7 +390,7 @@ def _board(table: dict[str, Any], where: str) -> Board:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{where}: two guests have the name {name!r}")
-    clock = _get(table, "clock", str, "real", where)
+    clock = _get(table, "clock", str, _usual_clock(guests), where)
     if clock not in CLOCKS:
         raise ConfigError(f"{where}: clock is 'real' or 'virtual', not {clock!r}")
     seed = _get(table, "seed", int, 0, where) if "seed" in table else None

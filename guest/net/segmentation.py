@@ -1,5 +1,5 @@
-"""Cuts a TCP packet of several segments into segments, and joins segments, where a device does not: what Linux calls GSO
-and GRO.
+"""Cuts a TCP packet of several segments into segments, and joins segments, where a device does neither: what Linux
+calls GSO and GRO.
 
 TCP and IP then do their work once for up to 64 KB, and what must be done for each segment is done here in a few lines:
 lengths, the IPv4 identification, the sequence number, flags, both checksums. RFC 9293 §3.1, RFC 791 §3.1, RFC 8200 §3;
@@ -13,7 +13,6 @@ Sections: `cut`, `join`.
 from __future__ import annotations
 
 import struct
-
 from collections.abc import Sequence
 
 from guest.net.checksum import inet_sum, sum_views
