@@ -31,6 +31,7 @@ from vring.config import Board, ConfigError, GuestSpec, NicSpec, WireSpec
 if TYPE_CHECKING:
     from hw.virtio.mmio import VirtioMmio
     from hw.wire.pcap import PcapFile
+    from vring.simnet.net import SimNet
     from vring.trace.flow import Passage, Tracer
     from vring.usernet.gateway import UserNet
     from vring.view.rings import QueueSnapshot
@@ -80,6 +81,7 @@ class Rig:
     Attributes:
         loop, clock, machines, guests, hubs: what was built; hubs by name.
         user_nets: what is behind the user wires, by guest and card, such as "guest.eth0".
+        sims: the simulated outsides, by how their wires are written: "sim", "sim:loss=1%".
 
     Raises ConfigError for a board that cannot be, `hw.wire.link.WireError` for a wire that cannot be made.
     """
@@ -101,6 +103,7 @@ class Rig:
         self.guests: list[Guest] = []
         self.hubs: dict[str, Hub] = {}
         self.user_nets: dict[str, UserNet] = {}
+        self.sims: dict[str, SimNet] = {}
         self._console = console
         self._links: list[Link] = []
         self._capture: PcapFile | None = None
@@ -193,6 +196,8 @@ class Rig:
             return PacketLink(self.loop, wire.name)
         if wire.kind == "user":
             return self._add_user_net(wire, name)
+        if wire.kind == "sim":
+            return self._sim(wire).port(name)
         link = cable(self.loop)[0]
         link.name = f"none at {name}"
         return link
@@ -211,6 +216,17 @@ class Rig:
         net = UserNet(self.loop, UserOptions.parse(wire.options), name=f"user at {name}", rng=rng, complain=complain)
         self.user_nets[name] = net
         return net.link
+
+    def _sim(self, wire: WireSpec) -> SimNet:
+        """The outside of a sim wire; those with the same options share one."""
+        sim = self.sims.get(str(wire))
+        if sim is None:
+            from vring.simnet.net import SimNet  # noqa: PLC0415  (loads servers)
+            from vring.simnet.options import SimOptions  # noqa: PLC0415
+
+            options = SimOptions.parse(wire.options)
+            sim = self.sims[str(wire)] = SimNet(self.loop, options, rng=self.machines[-1].random)
+        return sim
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -263,6 +279,8 @@ class Rig:
             found["hubs"] = {name: Counter(hub.counters) for name, hub in self.hubs.items()}
         if self.user_nets:
             found["user wires"] = {name: Counter(net.counters) for name, net in self.user_nets.items()}
+        for name, sim in self.sims.items():
+            found[name] = sim.counters()
         return found
 
     # -- closing -------------------------------------------------------------------------------------------------
@@ -283,6 +301,8 @@ class Rig:
                 last.callback(hub.close)
             for net in self.user_nets.values():
                 last.callback(net.close)
+            for sim in self.sims.values():
+                last.callback(sim.close)
             for link in self._links:
                 last.callback(link.close)
             for machine in self.machines:
