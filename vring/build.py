@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hw.virtio.mmio import VirtioMmio
     from hw.wire.pcap import PcapFile
     from vring.simnet.net import SimNet
+    from vring.share import HostFolder
     from vring.trace.flow import Passage, Tracer
     from vring.usernet.gateway import UserNet
     from vring.view.rings import QueueSnapshot
@@ -77,6 +78,7 @@ class Rig:
         pcap: write what passes every NIC to this pcapng file.
         console: told of every line that a guest logs or prints; with several guests the line names its guest.
         trace: told of every stage that a frame passes; None costs nothing.
+        share: a folder of the host that the guests' programs see; None for one in memory for each.
 
     Attributes:
         loop, clock, machines, guests, hubs: what was built; hubs by name.
@@ -93,6 +95,7 @@ class Rig:
         pcap: str | Path | None = None,
         console: Callable[[str, str], None] | None = None,
         trace: Callable[[Passage], None] | None = None,
+        share: str | Path | None = None,
     ) -> None:
         board.check()
         options = check_guests(board)
@@ -107,6 +110,7 @@ class Rig:
         self._console = console
         self._links: list[Link] = []
         self._capture: PcapFile | None = None
+        self._folder: HostFolder | None = None
         self._trace = None if trace is None else self._open_trace(trace)
         self._starters: list[Guest] = []
         self._powered = False
@@ -114,6 +118,8 @@ class Rig:
         try:
             if pcap is not None:
                 self._capture = self._open_capture(pcap)
+            if share is not None:
+                self._folder = self._open_folder(share)
             for spec, said in zip(board.guests, options, strict=True):
                 guest = self._add_guest(spec, console)
                 if said.start:
@@ -132,6 +138,14 @@ class Rig:
         except OSError as error:
             raise ConfigError(f"the capture file {path} cannot be written: {error.strerror}") from None
 
+    def _open_folder(self, path: str | Path) -> HostFolder:
+        from vring.share import HostFolder  # noqa: PLC0415  (few boards are given one)
+
+        try:
+            return HostFolder(path)
+        except OSError as error:
+            raise ConfigError(f"the folder {path} cannot be shared: {error.strerror}") from None
+
     def _open_trace(self, tell: Callable[[Passage], None]) -> Tracer:
         from vring.trace.flow import Tracer  # noqa: PLC0415  (few boots are watched)
 
@@ -147,6 +161,8 @@ class Rig:
         write = None if console is None else lambda line: console(spec.name, line)
         guest = Guest(machine.platform, name=spec.name, console=write)
         self.guests.append(guest)
+        if self._folder is not None:
+            guest.files = self._folder
         _after_stage1(guest, lambda: self._stage1_done(machine, guest))
         return guest
 
@@ -297,6 +313,8 @@ class Rig:
             last.callback(self.loop.close)
             if self._capture is not None:
                 last.callback(self._capture.close)
+            if self._folder is not None:
+                last.callback(self._folder.close)
             for hub in self.hubs.values():
                 last.callback(hub.close)
             for net in self.user_nets.values():
