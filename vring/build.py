@@ -81,7 +81,7 @@ class Rig:
         share: a folder of the host that the guests' programs see; None for one in memory for each.
 
     Attributes:
-        loop, clock, machines, guests, hubs: what was built; hubs by name.
+        loop, clock, machines, guests, hubs: what was built; hubs by name. Partial guests have no machine.
         user_nets: what is behind the user wires, by guest and card, such as "guest.eth0".
         sims: the simulated outsides, by how their wires are written: "sim", "sim:loss=1%".
 
@@ -104,6 +104,7 @@ class Rig:
         self.loop = Loop(self.clock)
         self.machines: list[Machine] = []
         self.guests: list[Guest] = []
+        self._booting: list[tuple[Machine, Guest]] = []
         self.hubs: dict[str, Hub] = {}
         self.user_nets: dict[str, UserNet] = {}
         self.sims: dict[str, SimNet] = {}
@@ -121,7 +122,7 @@ class Rig:
             if share is not None:
                 self._folder = self._open_folder(share)
             for spec, said in zip(board.guests, options, strict=True):
-                guest = self._add_guest(spec, console)
+                guest = self._add_partial(spec) if spec.partial else self._add_guest(spec, console)
                 if said.start:
                     self._starters.append(guest)
         except BaseException:
@@ -161,9 +162,30 @@ class Rig:
         write = None if console is None else lambda line: console(spec.name, line)
         guest = Guest(machine.platform, name=spec.name, console=write)
         self.guests.append(guest)
+        self._booting.append((machine, guest))
         if self._folder is not None:
             guest.files = self._folder
         _after_stage1(guest, lambda: self._stage1_done(machine, guest))
+        return guest
+
+    def _add_partial(self, spec: GuestSpec) -> Guest:
+        """A guest without a machine, with its wires plugged in."""
+        from vring.partial import PartialGuest  # noqa: PLC0415  (few boards have one)
+
+        console = self._console
+        write = None if console is None else lambda line: console(spec.name, line)
+        try:
+            rng = self.machines[0].random(f"partial guest {spec.name}")
+            guest = PartialGuest(self.loop, name=spec.name, rng=rng, words=spec.words, console=write)
+            self.guests.append(guest)
+            for slot, nic in enumerate(spec.nics):
+                link = self._plug(nic.wire, f"{spec.name}.eth{slot}")
+                addresses = str(nic.options.get("address", "")).split()
+                guest.plug(link, *addresses, mac=nic.mac, mtu=int(nic.options.get("mtu", 1500)))
+            if spec.gateway:
+                guest.route(spec.gateway)
+        except ValueError as error:
+            raise ConfigError(f"{self.board.where(spec)}: {error}") from None
         return guest
 
     def _stage1_done(self, machine: Machine, guest: Guest) -> None:
@@ -250,12 +272,12 @@ class Rig:
         """Give every guest its first turn; harmless when they have had it."""
         if not self._powered:
             self._powered = True
-            for machine, guest in zip(self.machines, self.guests, strict=True):
+            for machine, guest in self._booting:
                 machine.power_on(guest)
 
     def done(self) -> bool:
-        """Whether every guest that has start programs has halted; without such guests, whether all have."""
-        return all(guest.halted for guest in self._starters or self.guests)
+        """Whether every guest that has start programs has halted; without such guests, whether all that boot have."""
+        return all(guest.halted for guest in self._starters or [guest for _, guest in self._booting])
 
     @property
     def has_programs(self) -> bool:
@@ -281,15 +303,17 @@ class Rig:
 
         return [
             queue
-            for machine, guest in zip(self.machines, self.guests, strict=True)
+            for machine, guest in self._booting
             for queue in machine_queues(machine, guest)
         ]
 
     def counters(self) -> dict[str, dict[str, Counter[str]]]:
         """A copy of all counters: guest name → layer → counter, from the wire upwards; then those of the hubs."""
         found: dict[str, dict[str, Counter[str]]] = {}
-        for machine, guest in zip(self.machines, self.guests, strict=True):
-            layers = {**machine.counters(), **guest.counters()}
+        machines = {guest.name: machine for machine, guest in self._booting}
+        for guest in self.guests:
+            below = machines[guest.name].counters() if guest.name in machines else {}
+            layers = {**below, **guest.counters()}
             found[guest.name] = {layer: Counter(counter) for layer, counter in layers.items()}
         if self.hubs:
             found["hubs"] = {name: Counter(hub.counters) for name, hub in self.hubs.items()}
