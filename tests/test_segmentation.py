@@ -219,6 +219,13 @@ def test_a_gap_and_a_repetition_are_left_to_tcp() -> None:
     assert [len(packet.frags) for packet in join(frames)] == [1, 0, 1]
 
 
+def test_a_longer_segment_begins_another_packet() -> None:
+    """For all but the last of one packet are of one size."""
+    short, long = frames_of(4, bytes(2 * 600), flags="A", mss=600), frames_of(4, bytes(2 * MSS), seq=1201, flags="A")
+
+    assert [len(packet.frags) for packet in join(short + long)] == [1, 1]
+
+
 def test_what_is_pushed_ends_a_packet() -> None:
     """Its sender wants it to be read now; and it may be followed by more."""
     first = frames_of(4, bytes(2 * MSS), flags="PA")
