@@ -31,8 +31,8 @@ from vring.config import Board, ConfigError, GuestSpec, NicSpec, WireSpec
 if TYPE_CHECKING:
     from hw.virtio.mmio import VirtioMmio
     from hw.wire.pcap import PcapFile
-    from vring.simnet.net import SimNet
     from vring.share import HostFolder
+    from vring.simnet.net import SimNet
     from vring.trace.flow import Passage, Tracer
     from vring.usernet.gateway import UserNet
     from vring.view.rings import QueueSnapshot
