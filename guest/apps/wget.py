@@ -250,11 +250,12 @@ class _Progress:
         self._name = name
         self._start = start
         self._length = length
-        self._began = self._last = env.now()
+        self._began = env.now()
         self._percent = 0
         terminal = env.guest.terminal
         shows = terminal is not None and terminal.foreground is env.process and tell == env.print
         self._draw = terminal.draw if terminal is not None and shows else None
+        self._last = self._began - (REDRAW if self._draw is not None else 0)  # the first piece is drawn at once
         self.done = start
 
     def add(self, size: int) -> None:
