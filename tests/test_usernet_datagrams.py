@@ -37,7 +37,7 @@ from vring.usernet.resolver import host_servers
 VERSIONS = pytest.mark.parametrize(
     "version", [4, pytest.param(6, marks=pytest.mark.skipif(not has_ipv6(), reason="the host has no ::1"))]
 )
-OUTSIDE = "192.0.2.1"  # of the namespace's own loopback
+OUTSIDE, OUTSIDE6 = "192.0.2.1", "2001:db8::1"  # of the namespace's own loopback
 
 
 @pytest.fixture
@@ -278,14 +278,18 @@ def inside() -> Iterator[Namespace]:
 
 
 @pytest.mark.root
-def test_n7_a_ping_goes_outside_through_a_ping_socket(inside: Namespace) -> None:
+@pytest.mark.parametrize("outside", [OUTSIDE, OUTSIDE6])
+def test_n7_a_ping_goes_outside_through_a_ping_socket(inside: Namespace, outside: str) -> None:
     inside.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")
+    if outside == OUTSIDE6:
+        inside.need("sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0")
+        inside.need("ip", "addr", "add", f"{OUTSIDE6}/128", "dev", "lo", "nodad")
     with inside.entered(), no_descriptor_is_left(), UserWorld() as world:
-        reply = ping(world, OUTSIDE, size=1000)
-        large = ping(world, OUTSIDE, size=3000)
+        reply = ping(world, outside, size=1000)
+        large = ping(world, outside, size=3000)
 
         assert reply is not None, f"no answer: {dict(world.net.counters)}"
-        assert (reply.src, reply.seq, reply.payload, reply.error) == (OUTSIDE, 7, b"p" * 1000, None)
+        assert (reply.src, reply.seq, reply.payload, reply.error) == (outside, 7, b"p" * 1000, None)
         assert large is not None, "a ping in fragments had no answer"
         assert large.payload == b"p" * 3000
         assert (world.net.counters["icmp_out"], world.net.counters["icmp_in"], world.said) == (2, 2, [])
