@@ -258,6 +258,29 @@ def test_d19_what_a_wire_does_not_cut_is_cut_here_and_waits_frame_by_frame(loop:
     assert (counted["tx_packets"], counted["tx_bytes"]) == (len(wire.sent), sum(map(len, wire.sent)))
 
 
+def test_d19_what_waits_to_be_cut_waits_whole(loop: Loop) -> None:
+    """However much that is: what waits is bounded in packets, not in frames."""
+    wire = Narrow()
+    wire.room = 100
+    stack, eth, end = streaming(loop, wire)
+    wire.sent, wire.room = [], 2
+    group = 0xFFFF_E000_0005  # 224.0.0.5
+    datagrams = stack.udp.open(4)
+    datagrams.options.bind_device = eth.interface
+
+    eth.interface.hold()
+    datagrams.send([b"first"], (group, 9))
+    end.write([bytes(5000)])
+    datagrams.send([b"last"], (group, 9))
+    eth.interface.release()
+
+    assert [len(frame) for frame in wire.sent] == [47, 1514]
+    assert len(eth._waiting) == 4, "three frames of the packet that was begun, and the one behind it"
+    wire.room = 100
+    eth.writable()
+    assert [len(frame) for frame in wire.sent] == [47, 1514, 1514, 1514, 674, 46]
+
+
 def test_d19_a_wire_that_cuts_gets_what_tcp_sends_at_a_time(loop: Loop) -> None:
     wire = Narrow()
     wire.room = 100
