@@ -26,13 +26,17 @@ class Terminal:
         ask: told that a line is wanted: the prompt to show, None where the line is for a program in the foreground. It
             is answered by `line`, later.
         typed: whether a person types, who may also want to talk to a program in the foreground.
+        draw: shows a line that the next one takes the place of; None where that cannot be.
 
     Attributes:
         foreground: the process that Ctrl-C ends.
     """
 
-    def __init__(self, ask: Callable[[str | None], None], *, typed: bool) -> None:
+    def __init__(
+        self, ask: Callable[[str | None], None], *, typed: bool, draw: Callable[[str], None] | None = None
+    ) -> None:
         self.typed = typed
+        self.draw = draw
         self.foreground: Process | None = None
         self._ask = ask
         self._lines: deque[str | None] = deque()
@@ -47,7 +51,8 @@ class Terminal:
             try:
                 env.wait(lambda: bool(self._lines))
             finally:
-                self._reader = None
+                if self._reader is env:  # another may read by now, where this one was killed
+                    self._reader = None
         return self._lines.popleft()
 
     def line(self, text: str | None) -> None:

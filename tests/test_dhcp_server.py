@@ -294,6 +294,14 @@ def test_inform_is_answered_without_an_address() -> None:
     assert served.options["name_server"] == ("10.0.2.3",)
 
 
+@pytest.mark.parametrize("address", ["10.0.2.255", "10.0.2.0", "10.0.3.9", SERVER])
+def test_h65_inform_from_what_is_no_host_of_this_network_is_dropped(address: str) -> None:
+    served = Served()
+    served.host.meet("10.0.2.0", ALICE)
+    assert served.says("inform", src="10.0.2.99", ciaddr=address) == "", "everybody would hear the answer"
+    assert served.count("rx_dropped_address") == 1
+
+
 # -- hostile -------------------------------------------------------------------------------------------------------
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterator, Sequence
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
 
+from guest.net.address import parse_address
 from guest.net.interface import Interface
 from guest.net.pbuf import PacketBuffer
 from guest.net.stack import Stack
+from guest.net.tcp.endpoint import TcpEndpoint
 from hw.clock import VirtualClock
 from hw.loop import Loop
 from hw.wire.cable import cable
-from hw.wire.link import Frame, Link, WireError
+from hw.wire.link import Frame, Link, Views, WireError
 from tests.guest_board import Board
-from vring.direct import WAITING, DirectInterface, StackTurns, direct_stack
+from vring.direct import PULLED, WAITING, DirectInterface, StackTurns, direct_stack
 
 SECOND = 1_000_000
 MAC = bytes.fromhex("02000000000a")
@@ -135,11 +141,13 @@ class Narrow(Link):
         super().__init__("narrow")
         self.room = 0
         self.sent: list[bytes] = []
+        self.headers: list[bytes | None] = []
 
     def transmit(self, frames: Sequence[Frame]) -> int:
         taken = min(self.room, len(frames))
         self.room -= taken
         self.sent += [b"".join(views) for _, views in frames[:taken]]
+        self.headers += [None if header is None else bytes(header) for header, _ in frames[:taken]]
         return taken
 
 
@@ -208,3 +216,137 @@ def test_d19_a_stopped_stack_takes_no_turns(loop: Loop) -> None:
     assert turns.next_deadline() is None
     loop.run(deadline=10 * SECOND)
     assert stack.counters["arp"]["tx_announcements"] == 0, "it went on announcing itself"
+
+
+# -- what is large ---------------------------------------------------------------------------------------------------
+
+
+def streaming(loop: Loop, wire: Link, **options: bool) -> tuple[Stack, DirectInterface, TcpEndpoint]:
+    """A host whose peer, played by the test, has taken its SYN and offers a large window."""
+    stack = direct_stack(loop, rng=random.Random(5))
+    eth = DirectInterface(stack, wire, mac=MAC, **options)
+    eth.interface.add_address("10.0.0.1", 24)
+    eth.interface.set_up()
+    assert eth.interface.neighbours is not None
+    eth.interface.neighbours.learn(parse_address("10.0.0.2"), bytes.fromhex("020000000002"), create=True)
+    end = stack.tcp.open(4)
+    end.connect(parse_address("10.0.0.2"), 80)
+    syn = Ether(wire.sent[-1])  # type: ignore[attr-defined]  # the wires here keep what was sent
+    answer = TCP(sport=80, dport=syn[TCP].sport, seq=1000, ack=syn[TCP].seq + 1, flags="SA", window=65535,
+                 options=[("MSS", 1460)])  # fmt: skip
+    raw = bytes(Ether(src="02:00:00:00:00:02", dst=MAC.hex(":")) / IP(src="10.0.0.2", dst="10.0.0.1") / answer)
+    eth.receive([(None, [raw])])
+    assert end.connected
+    return stack, eth, end
+
+
+def test_d19_what_a_wire_does_not_cut_is_cut_here_and_waits_frame_by_frame(loop: Loop) -> None:
+    wire = Narrow()
+    wire.room = 100
+    _, eth, end = streaming(loop, wire)
+    wire.sent, wire.room = [], 3
+    before = eth.counters.copy()
+    data = random.Random(1).randbytes(10_000)
+
+    end.write([data])
+
+    assert [len(frame) for frame in wire.sent] == [1514] * 3
+    wire.room = 100
+    eth.writable()
+    assert b"".join(bytes(Ether(frame)[TCP].payload) for frame in wire.sent) == data, "in another order, or not all"
+    counted = eth.counters - before
+    assert (counted["tx_packets"], counted["tx_bytes"]) == (len(wire.sent), sum(map(len, wire.sent)))
+
+
+def test_d19_what_waits_to_be_cut_waits_whole(loop: Loop) -> None:
+    """However much that is: what waits is bounded in packets, not in frames."""
+    wire = Narrow()
+    wire.room = 100
+    stack, eth, end = streaming(loop, wire)
+    wire.sent, wire.room = [], 2
+    group = 0xFFFF_E000_0005  # 224.0.0.5
+    datagrams = stack.udp.open(4)
+    datagrams.options.bind_device = eth.interface
+
+    eth.interface.hold()
+    datagrams.send([b"first"], (group, 9))
+    end.write([bytes(5000)])
+    datagrams.send([b"last"], (group, 9))
+    eth.interface.release()
+
+    assert [len(frame) for frame in wire.sent] == [47, 1514]
+    assert len(eth._waiting) == 4, "three frames of the packet that was begun, and the one behind it"
+    wire.room = 100
+    eth.writable()
+    assert [len(frame) for frame in wire.sent] == [47, 1514, 1514, 1514, 674, 46]
+
+
+def test_d19_a_wire_that_cuts_gets_what_tcp_sends_at_a_time(loop: Loop) -> None:
+    wire = Narrow()
+    wire.room = 100
+    _, _, end = streaming(loop, wire, large=True)
+    wire.sent, wire.headers = [], []
+
+    end.write([bytes(10_000)])
+
+    assert [len(frame) for frame in wire.sent] == [54 + 10_000]
+    flags, gso_type, head, most = struct.unpack_from("<BBHH", wire.headers[0] or bytes(12))
+    assert (flags, gso_type, head, most) == (1, 1, 54, 1460)
+
+
+class Descriptor(Link):
+    """A wire that is read, as those of the host are: gives its frames one after the other."""
+
+    def __init__(self, frames: list[bytes], header_size: int = 0) -> None:
+        super().__init__("descriptor")
+        self.header_size = header_size
+        self._frames = frames
+
+    def transmit(self, frames: Sequence[Frame]) -> int:
+        return len(frames)
+
+    def read_into(self, views: Views) -> int:
+        if not self._frames:
+            return 0
+        raw = self._frames.pop(0)
+        at = 0
+        for view in views:
+            part = raw[at : at + len(view)]
+            memoryview(view)[: len(part)] = part
+            at += len(part)
+        return at
+
+
+@pytest.mark.parametrize("header", [b"", bytes(12)], ids=["plain", "with header"])
+def test_d19_what_is_read_goes_up_in_one_batch_and_leaves_the_others_their_turn(loop: Loop, header: bytes) -> None:
+    sent = [header + bytes(14) + bytes([number]) * 60 for number in range(PULLED + 5)]
+    wire = Descriptor(list(sent), len(header))
+    _, eth = host(loop, wire, 1)
+    batches: list[list[bytes]] = []
+    eth.receiver = lambda packets: batches.append([packet.tobytes() for packet in packets])
+
+    eth.pull(wire)
+    eth.pull(wire)
+    eth.pull(wire)
+
+    assert [len(batch) for batch in batches] == [PULLED, 5], "a batch was cut up, or nothing came as something"
+    assert [frame for batch in batches for frame in batch] == [frame[len(header) :] for frame in sent]
+
+
+def test_d19_a_router_is_handed_frames_as_they_came(loop: Loop) -> None:
+    """Segments that follow each other: a host gets one packet, a router each of them."""
+    wire = Narrow()
+    stack, eth = host(loop, wire, 1)
+    tcp = TCP(sport=1, dport=2, flags="A")
+    frames = []
+    for number in range(3):
+        tcp.seq = 1 + 1000 * number
+        frames.append(bytes(Ether(dst="02:00:00:00:00:01") / IP(dst="10.0.0.1") / tcp / Raw(bytes(1000))))
+    seen: list[int] = []
+    eth.receiver = lambda packets: seen.append(len(packets))
+
+    eth.receive([(None, [frame]) for frame in frames])
+    stack.forwarding = True
+    eth.receive([(None, [frame]) for frame in frames])
+
+    assert seen == [1, 3]

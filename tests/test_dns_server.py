@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -327,6 +328,54 @@ def test_h64_what_cannot_be_answered_hears_why(fields: dict[str, Any], rcode: in
     assert answer is not None
     assert (answer.rcode, answer.id) == (rcode, 4711)
     assert upstream.asked == []
+
+
+def many_questions(count: int, opcode: int = 0) -> bytes:
+    """A query with so many questions, each of 6 bytes: a pointer to some place in the first one's name, where any byte
+    may be taken for a label's length. So each question is another name of up to 255 bytes."""
+    rng = random.Random(1)
+    labels = [bytes([62, *(rng.choice((1, 2, 3, 5, 7, 62)) for _ in range(62))]) for _ in range(3)]
+    name = b"".join(labels) + bytes([50, *(rng.choice((1, 2, 3, 5)) for _ in range(50))]) + b"\0"
+    head = struct.pack("!HBBHHHH", 4711, opcode << 3, 0, count, 0, 0, 0)
+    rest = (struct.pack("!HHH", 0xC000 | 12 + at % 180, 1, 1) for at in range(count - 1))
+    return b"".join((head, name, struct.pack("!HH", 1, 1), *rest))
+
+
+@pytest.mark.parametrize("opcode", [0, 2])
+@pytest.mark.parametrize("count", [2, 200, 10_500])
+def test_h64_many_questions_are_not_written_out_in_the_answer(count: int, opcode: int) -> None:
+    world = World(Upstream())
+    heard: list[bytes | None] = []
+
+    assert world.server.query(many_questions(count, opcode), heard.append, stream=True)
+
+    (answer,) = heard
+    assert answer is not None
+    assert DNS(answer).rcode == (4 if opcode else 1)
+    assert DNS(answer).id == 4711
+    assert len(answer) == 12, "who asks in a few bytes must not be answered in many"
+
+
+def test_pointers_of_addresses_that_a_name_no_longer_has_are_forgotten() -> None:
+    world = World()
+    for host in range(1, 200):
+        world.server.add("moves.lan", f"10.9.0.{host}")
+
+    gone, here = world.asks("1.0.9.10.in-addr.arpa", "PTR"), world.asks("199.0.9.10.in-addr.arpa", "PTR")
+
+    assert gone is not None
+    assert (gone.rcode, records(here)) == (3, ["moves.lan."])
+
+
+def test_an_address_keeps_the_first_name_it_was_given_as_long_as_that_has_it() -> None:
+    world = World()
+    world.server.add("first.lan", "10.9.0.1")
+    world.server.add("second.lan", "10.9.0.1")
+    assert records(world.asks("1.0.9.10.in-addr.arpa", "PTR")) == ["first.lan."]
+
+    world.server.add("first.lan", "10.9.0.2")
+
+    assert records(world.asks("1.0.9.10.in-addr.arpa", "PTR")) == ["second.lan."]
 
 
 @settings(max_examples=200, deadline=None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -17,7 +18,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from guest.net.pbuf import Offload, PacketBuffer
+from guest.net.pbuf import Lease, Offload, PacketBuffer
 from guest.net.segmentation import cut, join
 from hw.abi import virtio_net as net
 
@@ -207,7 +208,7 @@ def test_what_differs_is_left_as_it_came_and_in_its_place(change: Callable[[byte
 
     joined = join([PacketBuffer(memoryview(bytearray(frame))) for frame in raw])
 
-    assert [len(packet.frags) for packet in joined] == [1, 0, 1]
+    assert [len(packet.frags) for packet in joined] == [2, 0, 2]
     assert joined[1].tobytes() == raw[2]
     assert joined[1].offload is None
 
@@ -216,7 +217,14 @@ def test_a_gap_and_a_repetition_are_left_to_tcp() -> None:
     raw = expected(4, bytes(5 * MSS), seq=1, flags="A", ident=1, mss=MSS)
     frames = [PacketBuffer(memoryview(bytearray(raw[number]))) for number in (0, 1, 3, 3, 4)]
 
-    assert [len(packet.frags) for packet in join(frames)] == [1, 0, 1]
+    assert [len(packet.frags) for packet in join(frames)] == [2, 0, 2]
+
+
+def test_a_longer_segment_begins_another_packet() -> None:
+    """For all but the last of one packet are of one size."""
+    short, long = frames_of(4, bytes(2 * 600), flags="A", mss=600), frames_of(4, bytes(2 * MSS), seq=1201, flags="A")
+
+    assert [len(packet.frags) for packet in join(short + long)] == [2, 2]
 
 
 def test_what_is_pushed_ends_a_packet() -> None:
@@ -224,7 +232,7 @@ def test_what_is_pushed_ends_a_packet() -> None:
     first = frames_of(4, bytes(2 * MSS), flags="PA")
     second = frames_of(4, bytes(2 * MSS), seq=1 + 2 * MSS, flags="PA", ident=3)
 
-    assert [len(packet.frags) for packet in join(first + second)] == [1, 1]
+    assert [len(packet.frags) for packet in join(first + second)] == [2, 2]
 
 
 @given(data=st.binary(max_size=120), flip=st.integers(0, 1 << 12))
@@ -237,3 +245,26 @@ def test_no_frame_raises(data: bytes, flip: int) -> None:
     frames = [PacketBuffer(memoryview(frame)) for frame in (*raw, bytearray(data))]
 
     assert sum(map(len, join(frames))) >= len(data)
+
+
+def test_lent_memory_is_read_only_and_lent_until_the_joined_packet_is_gone() -> None:
+    """As a driver lends it: behind a header of its own, in buffers that it wants back."""
+    raw = expected(4, random.Random(1).randbytes(3 * MSS), seq=1, flags="PA", ident=1, mss=MSS)
+    returned: list[int] = []
+    buffers = [bytearray(b"virtio header" + frame) for frame in raw]
+    before = [bytes(buffer) for buffer in buffers]
+    frames = [
+        PacketBuffer(memoryview(buffer), 13, None, None, Lease(partial(returned.append, number), lambda: False))
+        for number, buffer in enumerate(buffers)
+    ]
+
+    (packet,) = join(frames)
+    del frames
+
+    assert [bytes(buffer) for buffer in buffers] == before, "received memory was written to"
+    assert returned == [], "a buffer went back while its payload is in use"
+    assert packet.lease is not None
+    assert not packet.lease.scarce()
+    assert packet.tobytes()[-3 * MSS :] == b"".join(frame[-MSS:] for frame in raw)
+    del packet
+    assert sorted(returned) == [0, 1, 2], "a buffer did not come back"

@@ -6,7 +6,9 @@ Bytes, ends, resets and refusals have to cross as if the two were connected; wha
 from __future__ import annotations
 
 import errno
+import os
 import random
+import resource
 import socket
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from guest.net.tcp.endpoint import TcpEndpoint
 from guest.net.tcp.state import State
 from hw.wire.link import WireError
 from tests.requirements import require
-from tests.user_world import GUEST6, HOST, HOST_OF, Peer, Pump, UserWorld, has_ipv6, no_descriptor_is_left
+from tests.user_world import GUEST6, HOST, HOST_OF, Peer, Pump, UserWorld, descriptors, has_ipv6, no_descriptor_is_left
 from vring.usernet.gateway import WINDOW
 from vring.usernet.streams import SCRATCH
 
@@ -34,6 +36,14 @@ VERSIONS = pytest.mark.parametrize(
 def resident() -> int:
     """Bytes of memory that this process has."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def spare() -> int:
+    """A further descriptor, -1 where there is none."""
+    try:
+        return os.dup(0)
+    except OSError:
+        return -1
 
 
 @pytest.fixture
@@ -129,7 +139,18 @@ def test_d13_a_reset_of_the_host_resets_the_guest(world: UserWorld) -> None:
     assert len(world.net.streams) == 0
 
 
-def test_d13_what_came_before_a_reset_is_not_lost(world: UserWorld) -> None:
+def test_d13_what_came_before_a_reset_of_the_guest_is_not_lost(world: UserWorld) -> None:
+    """Both in one batch."""
+    end, peer = world.open()
+    end.write([b"the last words"])
+    end.kill()
+
+    world.need(lambda: peer.error, "the host heard nothing")
+
+    assert bytes(peer.got) == b"the last words"
+
+
+def test_d13_what_came_before_a_reset_of_the_host_is_not_lost(world: UserWorld) -> None:
     """As where the two are connected: the data had arrived, and the reset comes behind it."""
     end, peer = world.open()
     peer.sock.send(b"the last words")
@@ -204,6 +225,16 @@ def test_d13_a_reset_crosses_also_where_nothing_moves(world: UserWorld, who: str
         peer.reset()
         world.need(lambda: end.error, "the guest heard nothing")
     assert world.settled()
+
+
+def test_d13_a_reset_of_the_host_is_seen_where_nothing_is_read_or_written(world: UserWorld) -> None:
+    end, peer = world.open()
+    peer.write(bytes(16 * MB))
+    world.run(lambda: False, seconds=0.3)  # the guest does not read, and says nothing
+
+    peer.reset()
+
+    world.need(lambda: end.error, "the guest heard nothing")
 
 
 class Rough:
@@ -301,6 +332,40 @@ def test_d13_two_hundred_streams_with_stalls_and_resets(seed: int) -> None:
         world.need(world.settled, f"the gateway kept {len(world.net.streams)} streams")
         resets = sum(pair.guest.resets_at is not None or pair.host.resets_at is not None for pair in pairs)
         assert 40 < resets < 160, "the test does not test what it says"
+
+
+def test_d13_where_no_descriptor_is_left_the_guest_tries_again(world: UserWorld) -> None:
+    server = world.server()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, descriptors())) + 1, hard))
+    taken: list[int] = []
+    try:
+        while (fd := spare()) >= 0:
+            taken.append(fd)
+        end = world.dial(HOST, server.port)
+        world.need(lambda: world.net.counters["tcp_dropped_no_descriptor"], "a descriptor was found")
+        assert world.said == [
+            "user wire: no more descriptors for connections (Too many open files); raise the limit with ulimit -n"
+        ]
+        assert end.connecting, "the guest was told that it cannot be"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+
+    world.need(lambda: end.connected, "the guest's second SYN was not answered")
+    end.kill()
+
+
+def test_d13_a_guest_that_gives_up_leaves_nothing(world: UserWorld) -> None:
+    """It resets its half of a handshake: the host's connection ends."""
+    server = world.server()
+    end = world.dial(HOST, server.port)
+    end.kill()
+
+    peer = world.wait_for(server.take, "nobody came")
+    world.need(lambda: peer.ended or peer.error, "the host's end stays")
+    world.need(world.settled, "the gateway kept the stream")
 
 
 # -- forwards --------------------------------------------------------------------------------------------------------

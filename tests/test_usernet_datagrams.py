@@ -37,7 +37,7 @@ from vring.usernet.resolver import host_servers
 VERSIONS = pytest.mark.parametrize(
     "version", [4, pytest.param(6, marks=pytest.mark.skipif(not has_ipv6(), reason="the host has no ::1"))]
 )
-OUTSIDE = "192.0.2.1"  # of the namespace's own loopback
+OUTSIDE, OUTSIDE6 = "192.0.2.1", "2001:db8::1"  # of the namespace's own loopback
 
 
 @pytest.fixture
@@ -121,19 +121,35 @@ def test_d13_nobody_on_the_port_is_what_the_guest_hears(world: UserWorld, echo: 
     assert world.wait_for(lambda: failed(end), "the guest heard nothing") == errno.ECONNREFUSED
 
 
+def test_d13_an_error_about_one_datagram_does_not_cost_the_next(world: UserWorld, echo: HostUdp) -> None:
+    """The host tells of it when the next one is sent."""
+    echo.close()
+    end = udp_to(world, HOST, echo.port)
+    end.send([b"so that the gateway is known"])
+    world.wait_for(lambda: failed(end))
+
+    world.eth.interface.hold()
+    end.send([b"one"])
+    end.send([b"two"])
+    world.eth.interface.release()
+
+    assert world.net.counters["udp_out"] == 3
+    world.need(lambda: world.net.counters["udp_refused"] == 3, "each was refused, and not each was said to be")
+
+
 def test_d13_a_flow_ends_when_it_was_silent_and_one_in_use_does_not(world: UserWorld, echo: HostUdp) -> None:
     table = world.net.datagrams.out
     table._idle = 200_000  # microseconds
-    silent, busy = udp_to(world, HOST, echo.port), udp_to(world, HOST, echo.port)
+    busy, silent = udp_to(world, HOST, echo.port), udp_to(world, HOST, echo.port)
+    busy.send([b"first"])
     silent.send([b"once"])
     world.wait_for(lambda: text(silent))
 
     def talk() -> bool:
-        if text(busy) is not None or not len(table) or table.find((silent.remote or (0, 0)) * 2) is not None:
+        if text(busy) is not None:
             busy.send([b"again"])
         return world.net.counters["udp_expired"] > 0
 
-    busy.send([b"first"])
     world.need(talk, "the silent flow did not end")
 
     assert (world.net.counters["udp_expired"], len(table)) == (1, 1), "the flow in use ended as well"
@@ -262,14 +278,18 @@ def inside() -> Iterator[Namespace]:
 
 
 @pytest.mark.root
-def test_n7_a_ping_goes_outside_through_a_ping_socket(inside: Namespace) -> None:
+@pytest.mark.parametrize("outside", [OUTSIDE, OUTSIDE6])
+def test_n7_a_ping_goes_outside_through_a_ping_socket(inside: Namespace, outside: str) -> None:
     inside.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")
+    if outside == OUTSIDE6:
+        inside.need("sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0")
+        inside.need("ip", "addr", "add", f"{OUTSIDE6}/128", "dev", "lo", "nodad")
     with inside.entered(), no_descriptor_is_left(), UserWorld() as world:
-        reply = ping(world, OUTSIDE, size=1000)
-        large = ping(world, OUTSIDE, size=3000)
+        reply = ping(world, outside, size=1000)
+        large = ping(world, outside, size=3000)
 
         assert reply is not None, f"no answer: {dict(world.net.counters)}"
-        assert (reply.src, reply.seq, reply.payload, reply.error) == (OUTSIDE, 7, b"p" * 1000, None)
+        assert (reply.src, reply.seq, reply.payload, reply.error) == (outside, 7, b"p" * 1000, None)
         assert large is not None, "a ping in fragments had no answer"
         assert large.payload == b"p" * 3000
         assert (world.net.counters["icmp_out"], world.net.counters["icmp_in"], world.said) == (2, 2, [])

@@ -212,6 +212,39 @@ def test_e53_ten_megabytes_each_way_take_less_than_four_seconds(session: Session
     assert max(into, out) < 4_000_000, f"{into} µs into the guest, {out} µs out of it"
 
 
+def test_d13_a_restricted_guest_is_given_an_address_and_no_way_out() -> None:
+    """As with QEMU: no router, no name server."""
+    with vring.boot(wire="user:restrict=on", cmdline="-dhcp") as session:
+        assert has(session, "10.0.2.15"), session.console
+        stack = session.guest.stack
+        assert [str(route.prefix) for route in stack.routes if route.gateway is not None] == []
+        sockets: Any = session.guest.socket
+        with pytest.raises(OSError, match="unreachable"):
+            sockets.create_connection(("198.51.100.1", 80), PATIENCE)
+        with pytest.raises(OSError, match="No route to host"):
+            sockets.create_connection(("10.0.2.2", 80), PATIENCE)
+
+
+def test_d13_a_wire_with_a_large_mtu_carries_large_packets() -> None:
+    data = random.Random(5).randbytes(1_000_000)
+    with vring.boot(nic="virtio:mtu=65520", wire="user:mtu=65520", cmdline="-dhcp") as session:
+        assert has(session, "10.0.2.15"), session.console
+        sockets: Any = session.guest.socket
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            sock = sockets.create_connection(("10.0.2.2", server.getsockname()[1]), PATIENCE)
+            there, _ = server.accept()
+            with sock, there:
+                writing = threading.Thread(target=lambda: (there.sendall(data), there.shutdown(socket.SHUT_WR)))
+                writing.start()
+                got = b""
+                while piece := sock.recv(1 << 18):
+                    got += piece
+                writing.join()
+        assert got == data
+        segments = session.call(lambda: session.guest.stack.tcp.counters["rx_segments"])
+        assert segments < 100, "they came in small ones"
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 

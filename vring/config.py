@@ -25,6 +25,10 @@ A file:
     wire = "hub:lan,loss=1%"
     mtu = 1500                   # every other key is an option of the NIC
 
+A guest that says `partial = true` has no machine and does not boot: its wires go straight under its stack, each NIC
+has the key `address` ("10.0.0.1/24", several with blanks between), and its command line has settings only. So it can
+have any number of networks: it makes a router, or a host that is just there. The first guest is not of that kind.
+
 A file with one guest may leave `[[guest]]` out and write its keys at the top; then NICs are `[[nic]]`.
 
 Sections: the values (`WireSpec`, `NicSpec`, `GuestSpec`, `Board`), words, TOML.
@@ -48,6 +52,7 @@ Options: TypeAlias = Mapping[str, Option]
 
 CLOCKS = ("real", "virtual")
 NIC_MODELS = ("virtio", "xen")
+DIRECT = "direct"  # what a partial guest has in place of a card
 WIRE_KINDS = ("none", "hub", "tap", "packet", "user", "sim")
 OUTSIDE_WIRES = ("tap", "packet", "user")
 NAMED_WIRES = ("tap", "packet")  # whose name is an interface of the host
@@ -168,10 +173,12 @@ class NicSpec:
         return cls.of(model, options, wire, f"nic {text!r}")
 
     @classmethod
-    def of(cls, model: str, options: Options, wire: WireSpec, where: str) -> NicSpec:
+    def of(
+        cls, model: str, options: Options, wire: WireSpec, where: str, models: Sequence[str] = NIC_MODELS
+    ) -> NicSpec:
         """A NIC whose model and options have been checked. Raises ConfigError that begins with `where`."""
-        if model not in NIC_MODELS:
-            raise ConfigError(f"{where}: there is no model {model!r}; models are {', '.join(NIC_MODELS)}")
+        if model not in models:
+            raise ConfigError(f"{where}: there is no model {model!r}; models are {', '.join(models)}")
         if "mac" in options:
             options = {**options, "mac": _mac(options["mac"], f"{where}: mac")}
         return cls(model, MappingProxyType(dict(options)), wire)
@@ -185,7 +192,10 @@ class NicSpec:
 
 @dataclass(frozen=True, slots=True)
 class GuestSpec:
-    """One guest: name, RAM in bytes, NICs and command line; `ip`, `mask`, `gateway` stand for command-line words."""
+    """One guest: name, RAM in bytes, NICs and command line; `ip`, `mask`, `gateway` stand for command-line words.
+
+    A `partial` one has no machine (vring/partial.py); its `gateway` is a route.
+    """
 
     name: str = "guest"
     memory: int = MEMORY_DEFAULT
@@ -194,10 +204,13 @@ class GuestSpec:
     ip: str = ""
     mask: str = ""
     gateway: str = ""
+    partial: bool = False
 
     @property
     def words(self) -> str:
         """The guest's own command line: the networking keys as options, then `cmdline`."""
+        if self.partial:
+            return self.cmdline
         keys = (("-ipaddr", self.ip), ("-netmask", self.mask), ("-gateway", self.gateway))
         return " ".join([*(f"{flag} {value}" for flag, value in keys if value), *([self.cmdline] * bool(self.cmdline))])
 
@@ -303,6 +316,8 @@ class Board:
         """
         if self.clock not in CLOCKS:
             raise ConfigError(f"clock is 'real' or 'virtual', not {self.clock!r}")
+        if self.guests and self.guests[0].partial:
+            raise ConfigError(f"{self.where(self.guests[0])}: is partial, and the first guest is one that boots")
         for guest in self.guests:
             for slot, nic in enumerate(guest.nics):
                 if self.clock == "virtual" and nic.wire.kind in OUTSIDE_WIRES:
@@ -368,7 +383,8 @@ def _check_impairments(text: str, wire: str) -> None:
 # -- TOML ------------------------------------------------------------------------------------------------------------
 
 _BOARD_KEYS = ("clock", "seed", "run", "guest")
-_GUEST_KEYS = ("name", "memory", "cmdline", "ip", "mask", "gateway", "mac", "nic")
+_GUEST_KEYS = ("name", "memory", "cmdline", "ip", "mask", "gateway", "mac", "nic", "partial")
+_MACHINE_KEYS = ("memory", "ip", "mask", "mac")  # that a partial guest cannot have
 
 
 def _board(table: dict[str, Any], where: str) -> Board:
@@ -407,8 +423,12 @@ def _guest(table: dict[str, Any], where: str, name: str) -> GuestSpec:
     name = _get(table, "name", str, name, where)
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name):
         raise ConfigError(f"{where}: name is up to 32 letters, digits, - and _, not {name!r}")
-    tables = _tables(table.get("nic", [{}]), f"{where}: nic")
-    nics = [_nic(each, f"{where}: nic {at}") for at, each in enumerate(tables)]
+    partial = _get(table, "partial", bool, False, where)
+    for key in _MACHINE_KEYS if partial else ():
+        if key in table:
+            raise ConfigError(f"{where}: {key} is not for a partial guest; its NICs have addresses")
+    tables = _tables(table.get("nic", [] if partial else [{}]), f"{where}: nic")
+    nics = [_nic(each, f"{where}: nic {at}", partial) for at, each in enumerate(tables)]
     if "mac" in table:
         if not nics:
             raise ConfigError(f"{where}: mac is for the first NIC, and this guest has none")
@@ -424,10 +444,13 @@ def _guest(table: dict[str, Any], where: str, name: str) -> GuestSpec:
         ip=_address(table, "ip", where),
         mask=_address(table, "mask", where),
         gateway=_address(table, "gateway", where),
+        partial=partial,
     )
 
 
-def _nic(table: dict[str, Any], where: str) -> NicSpec:
+def _nic(table: dict[str, Any], where: str, partial: bool) -> NicSpec:
+    if partial:
+        _allow(table, ("wire", "address", "mac", "mtu"), where)
     options: dict[str, Option] = {}
     for key, value in table.items():
         if key in ("model", "wire"):
@@ -439,7 +462,24 @@ def _nic(table: dict[str, Any], where: str) -> NicSpec:
         wire = WireSpec.parse(_get(table, "wire", str, "none", where))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+    if partial:
+        return NicSpec.of(DIRECT, _checked(options, where), wire, where, (DIRECT,))
     return NicSpec.of(_get(table, "model", str, "virtio", where), options, wire, where)
+
+
+def _checked(options: dict[str, Option], where: str) -> dict[str, Option]:
+    """The options of a partial guest's NIC."""
+    for text in str(options.get("address", "")).split():
+        try:
+            if "/" not in text:
+                raise ValueError(text)
+            ipaddress.ip_interface(text)
+        except ValueError:
+            raise ConfigError(f"{where}: address {text!r} is not written as 10.0.0.1/24") from None
+    mtu = options.get("mtu", 1500)
+    if isinstance(mtu, bool) or not isinstance(mtu, int) or not 68 <= mtu <= 65535:
+        raise ConfigError(f"{where}: mtu is 68 to 65535, not {mtu!r}")
+    return options
 
 
 def _allow(table: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
@@ -457,7 +497,8 @@ def _tables(value: object, where: str) -> list[dict[str, Any]]:
 def _get(table: Mapping[str, Any], key: str, kind: type, default: Any, where: str) -> Any:
     value = table.get(key, default)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: {key} is {'text' if kind is str else 'a whole number'}, not {value!r}")
+        what = {str: "text", bool: "true or false"}.get(kind, "a whole number")
+        raise ConfigError(f"{where}: {key} is {what}, not {value!r}")
     return value
 
 

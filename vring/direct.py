@@ -22,6 +22,7 @@ Read first: `hw/wire/link.py`, `guest/net/device.py`.
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -33,7 +34,7 @@ from guest.net.segmentation import cut, join
 from guest.net.stack import Stack
 from hw.abi.virtio_net import NET_HEADER, ZERO_HEADER
 from hw.loop import Loop
-from hw.wire.link import FRAME_MAX, Frame, Link, Receiver
+from hw.wire.link import FRAME_MAX, Frame, Link, Receiver, frame_length
 
 WAITING = 256  # packets that wait for a full wire, at most
 PULLED = 64  # frames read from a descriptor before others get a turn
@@ -193,27 +194,25 @@ class DirectInterface(NetDevice, Receiver):
         return taken
 
     def _send_cut(self, packets: Sequence[PacketBuffer]) -> int:
-        """Send packets of which some are to be cut."""
+        """Send packets of which some are to be cut; how many were sent or kept."""
         frames: list[Frame] = []
-        size = 0
+        ends: list[int] = []  # how many frames there are up to the end of each packet
         for packet in packets:
             if packet.offload is not None and packet.offload.gso_type:
-                for pieces in cut(packet):
-                    frames.append((None, pieces))
-                    size += len(pieces[0])
-                size += len(packet) - packet.offload.hdr_len
+                frames += [(None, pieces) for pieces in cut(packet)]
             else:
                 frames.append((None, packet.views()))  # type: ignore[arg-type]  # a list of memoryviews is one of buffers
-                size += len(packet)
+            ends.append(len(frames))
         taken = self.link.transmit(frames)
         self.counters["tx_packets"] += taken
-        self.counters["tx_bytes"] += size
-        if taken < len(frames):
-            self._full = True
-            rest = [PacketBuffer(memoryview(bytearray().join(views))) for _, views in frames[taken:]]
-            self.counters["tx_bytes"] -= sum(map(len, rest))
-            self._wait(rest)
-        return len(packets)
+        self.counters["tx_bytes"] += sum(map(frame_length, frames[:taken]))
+        if taken == len(frames):
+            return len(packets)
+        self._full = True
+        at = bisect_right(ends, taken)  # the packet that the wire did not take, or not whole
+        begun = frames[taken : ends[at]]
+        rest = [PacketBuffer(memoryview(bytearray().join(views))) for _, views in begun]
+        return at + 1 + self._wait([*rest, *packets[at + 1 :]]) - len(rest)
 
     def _wait(self, packets: Sequence[PacketBuffer]) -> int:
         """Keep packets until the wire has room."""

@@ -58,6 +58,7 @@ def boot(
     seed: int | None = None,
     pcap: str | Path | None = None,
     trace: Callable[[Passage], None] | None = None,
+    share: str | Path | None = None,
     start: bool = True,
 ) -> Session:
     """Boot a board: one that is handed in, a TOML file, one that ships, or one guest described by words.
@@ -70,6 +71,7 @@ def boot(
         clock, seed: override what the board says (otherwise "real"; for the seed see `Board.chosen_seed`).
         pcap: write what passes every NIC to this pcapng file.
         trace: told of every stage that a frame passes, in the home thread; None costs nothing.
+        share: a folder of the host that the guests' programs see (`httpd` serves it, `wget` saves there).
         start: power on at once; otherwise `start()` does.
 
     Raises ConfigError for a board that cannot be, `hw.wire.link.WireError` for a wire that cannot be made.
@@ -80,7 +82,7 @@ def boot(
     board = replace(
         board, clock=board.clock if clock is None else clock, seed=board.seed if seed is None else seed
     )
-    session = Session(board, pcap=pcap, trace=trace)
+    session = Session(board, pcap=pcap, trace=trace, share=share)
     if start:
         session.start()
     return session
@@ -90,8 +92,9 @@ class Session:
     """A board that is built and may be running. Use it as a context manager, or call `close`."""
 
     def __init__(
-        self, board: Board, *, pcap: str | Path | None = None, trace: Callable[[Passage], None] | None = None
-    ) -> None:
+        self, board: Board, *, pcap: str | Path | None = None, trace: Callable[[Passage], None] | None = None,
+        share: str | Path | None = None,
+    ) -> None:  # fmt: skip
         self._lines: list[str] = []
         self._closed = False
         self._home: Home | None = None
@@ -102,7 +105,7 @@ class Session:
             self._lines.append(f"{guest} | {line}" if len(board.guests) > 1 else line)
 
         def build() -> Rig:
-            return Rig(board, pcap=pcap, console=listen, trace=trace)
+            return Rig(board, pcap=pcap, console=listen, trace=trace, share=share)
 
         self._running = False  # on the virtual clock: inside `run`
         self._doors: dict[int, GuestCalls] = {}

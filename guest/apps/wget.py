@@ -40,6 +40,7 @@ PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 BAR = 20
 STEP = 10  # per cent between two lines of progress, which are at least so long apart:
 PAUSE = SECOND // 2
+REDRAW = SECOND // 10  # between two looks of a line that is drawn again and again
 
 
 class _Failed(Exception):
@@ -239,7 +240,9 @@ def _pieces(response: HTTPResponse) -> Iterator[bytes]:
 
 
 class _Progress:
-    """A line now and then: how much is there, as a bar, and how fast it came."""
+    """How much is there, as a bar, and how fast it came: one line that is drawn again and again on the terminal of who
+    waits for it, and otherwise a line now and then.
+    """
 
     def __init__(self, env: Env, tell: Callable[[str], None], name: str, start: int, length: int | None) -> None:
         self._env = env
@@ -247,14 +250,23 @@ class _Progress:
         self._name = name
         self._start = start
         self._length = length
-        self._began = self._last = env.now()
+        self._began = env.now()
         self._percent = 0
+        terminal = env.guest.terminal
+        shows = terminal is not None and terminal.foreground is env.process and tell == env.print
+        self._draw = terminal.draw if terminal is not None and shows else None
+        self._last = self._began - (REDRAW if self._draw is not None else 0)  # the first piece is drawn at once
         self.done = start
 
     def add(self, size: int) -> None:
         """So many more bytes are there."""
         self.done += size
         now = self._env.now()
+        if self._draw is not None:
+            if now - self._last >= REDRAW:
+                self._last = now
+                self._line(now)
+            return
         percent = 100 * self.done // self._length if self._length else 0
         if now - self._last >= PAUSE and (percent >= self._percent + STEP or not self._length):
             self._percent = percent
@@ -274,7 +286,7 @@ class _Progress:
             bar = f"{percent:3d}% [{'=' * (part - 1)}{'>' * bool(part)}{' ' * (BAR - part)}]"
         took = now - self._began
         rate = f"  {amount((self.done - self._start) * SECOND // took)}/s" if took else ""
-        self._tell(f"{self._name}  {bar}  {amount(self.done)}{rate}")
+        (self._draw or self._tell)(f"{self._name}  {bar}  {amount(self.done)}{rate}")
 
 
 def amount(size: int) -> str:

@@ -257,7 +257,8 @@ class DhcpServer:
 
     def _inform(self, message: Message, _client: bytes) -> str:
         """A client that has its address from elsewhere wants to know the rest (§4.3.5): no address, no lease time."""
-        if not self._network.contains(message.ciaddr) or message.ciaddr == self.address:
+        network = self._network
+        if not network.contains(message.ciaddr) or message.ciaddr in (self.address, network.network, network.broadcast):
             return "rx_dropped_address"
         self._send(wire.ACK, message, message.ciaddr, V4_ANY, self._options)
         return "rx_inform"

@@ -15,6 +15,7 @@ Promises:
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 PENDING = 256
 STREAMS = 16
-HEADER_SIZE = 12
+HEADER = struct.Struct("!HHHHHH")  # identification, flags, four counts (RFC 1035 §4.1.1)
+HEADER_SIZE = HEADER.size
+QR = 0x8000  # a response
 MIN_PAYLOAD = 512  # of a datagram whose sender says nothing (RFC 1035 §2.3.4)
 MAX_PAYLOAD = 1232  # fits any path's MTU
 MAX_MESSAGE = 0xFFFF
@@ -80,7 +83,7 @@ class DnsServer:
         self._stack = stack
         self._timers = timers
         self._ttl = ttl
-        self._pointers: dict[str, str] = {}
+        self._pointers: dict[str, list[str]] = {}  # the names that have an address, by the address's own name
         self._pending: dict[int, Answer] = {}
         self._serial = 0
         self._udp: UdpEndpoint | None = None
@@ -96,9 +99,15 @@ class DnsServer:
             raise AddressError(f"{name!r} is not a domain name")
         key = name.lower().removesuffix(".")
         several = [addresses] if isinstance(addresses, str | int) else addresses
-        self.names[key] = [to_address(address) for address in several]
-        for address in self.names[key]:
-            self._pointers.setdefault(reverse_name(address), key)
+        found = list(dict.fromkeys(to_address(address) for address in several))
+        before, self.names[key] = self.names.get(key, []), found
+        for pointer in map(reverse_name, set(before) - set(found)):
+            self._pointers[pointer].remove(key)
+            if not self._pointers[pointer]:
+                del self._pointers[pointer]
+        for address in found:
+            if address not in before:
+                self._pointers.setdefault(reverse_name(address), []).append(key)
 
     def start(self) -> int:
         """Listen; 0 or an errno (the port is taken, the address is not the stack's). Harmless when it does."""
@@ -225,7 +234,7 @@ class DnsServer:
         if known is not None and kind in (dns.rdatatype.A, dns.rdatatype.AAAA):
             found = [format_address(one) for one in known if is_v4(one) == (kind == dns.rdatatype.A)]
         elif known is None and kind == dns.rdatatype.PTR:
-            found = [self._pointers[name] + "."]
+            found = [self._pointers[name][0] + "."]
         if found:
             response.answer.append(dns.rrset.from_text_list(question.name, self._ttl, "IN", kind, found))
         return bytes(response.to_wire(max_size=MAX_MESSAGE))
@@ -255,11 +264,17 @@ class DnsServer:
             self.forward(raw, answered)
 
     def _error(self, asked: dns.message.Message, rcode: int) -> bytes:
-        """A response that says why there is none."""
+        """A response that says why there is none.
+
+        Many questions are not repeated in it (RFC 9619): pointers make a few bytes stand for hundreds, and what a
+        stranger may choose so freely need not even fit a message.
+        """
         import dns.message  # noqa: PLC0415
         import dns.rcode  # noqa: PLC0415
 
         self.counters[f"tx_{dns.rcode.to_text(dns.rcode.Rcode(rcode)).lower()}"] += 1
+        if len(asked.question) > 1:
+            return HEADER.pack(asked.id, QR | asked.opcode() << 11 | rcode, 0, 0, 0, 0)
         response = dns.message.make_response(asked, recursion_available=True, our_payload=MAX_PAYLOAD)
         response.set_rcode(dns.rcode.Rcode(rcode))
         return bytes(response.to_wire(max_size=MAX_MESSAGE))

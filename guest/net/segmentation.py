@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from guest.net.checksum import inet_sum, sum_views
 from guest.net.ethernet import ETH_P_IP, ETH_P_IPV6
-from guest.net.pbuf import Buffer, Offload, PacketBuffer
+from guest.net.pbuf import Buffer, Lease, Offload, PacketBuffer
 from hw.abi.virtio_net import VIRTIO_NET_HDR_F_DATA_VALID as DATA_VALID
 from hw.abi.virtio_net import VIRTIO_NET_HDR_GSO_ECN as GSO_ECN
 from hw.abi.virtio_net import VIRTIO_NET_HDR_GSO_TCPV4 as GSO_TCPV4
@@ -140,13 +140,14 @@ class _Run:
         size: bytes of payload in all.
     """
 
-    __slots__ = ("head", "key", "most", "next", "options", "packets", "size")
+    __slots__ = ("head", "key", "most", "next", "options", "packets", "size", "v4")
 
-    def __init__(self, packet: PacketBuffer, key: tuple[object, ...], options: bytes, head: int) -> None:
+    def __init__(self, packet: PacketBuffer, key: tuple[object, ...], options: bytes, head: int, v4: bool) -> None:
         self.packets = [packet]
         self.key = key
         self.options = options
         self.head = head
+        self.v4 = v4
         self.next = 0
         self.most = 0
         self.size = 0
@@ -155,9 +156,10 @@ class _Run:
 def join(packets: Sequence[PacketBuffer]) -> Sequence[PacketBuffer]:
     """Received frames, in order, those joined that are segments of one stream and follow each other directly.
 
-    The frames are linear, start where their memory does, and may be written to. Joined are segments with nothing but
-    ACK and PSH set, the same options, acknowledgement and window, whose checksums are right; all others, and their
-    order, stay as they are. A joined packet says DATA_VALID, and in its `offload` how it came.
+    Joined are linear frames with nothing but ACK and PSH set, the same options, acknowledgement and window, whose
+    checksums are right; all others, and their order, stay as they are. A joined packet has headers of its own and the
+    payload in place; nothing is written into received memory, which stays lent as long as the packet is there. It says
+    DATA_VALID, and in its `offload` how it came.
     """
     if len(packets) < 2:
         return packets
@@ -165,13 +167,14 @@ def join(packets: Sequence[PacketBuffer]) -> Sequence[PacketBuffer]:
     run: _Run | None = None
     for packet in packets:
         area = packet.area
-        size = packet.tail
-        if size < 54 + SMALLEST or packet.data or packet.frags or packet.offload is not None:
+        base = packet.data
+        size = packet.tail - base
+        if size < 54 + SMALLEST or packet.frags or packet.offload is not None:
             _close(run, found)
             run = None
             found.append(packet)
             continue
-        fields = _V4_TCP.unpack_from(area)
+        fields = _V4_TCP.unpack_from(area, base)
         macs, kind, first, total, _, fragment, protocol, _, addresses, ports, seq, ack, word, window, _, _ = fields
         start = ETHERNET + V4_HEADER
         if kind == ETH_P_IP:
@@ -179,7 +182,7 @@ def join(packets: Sequence[PacketBuffer]) -> Sequence[PacketBuffer]:
             key: tuple[object, ...] = (macs, first, fragment, protocol, addresses, ports, ack, word & ~PSH, window)
             plain = first >> 8 == 0x45 and not fragment & 0x3FFF and protocol & 0xFF == TCP
         elif kind == ETH_P_IPV6 and size >= _V6_TCP.size:
-            fields6 = _V6_TCP.unpack_from(area)
+            fields6 = _V6_TCP.unpack_from(area, base)
             macs, _, flow, size_ip, protocol, addresses, ports, seq, ack, word, window, _, _ = fields6
             start = ETHERNET + V6_HEADER
             key = (macs, flow, protocol, addresses, ports, ack, word & ~PSH, window)
@@ -196,7 +199,7 @@ def join(packets: Sequence[PacketBuffer]) -> Sequence[PacketBuffer]:
             run = None
             found.append(packet)
             continue
-        options = bytes(area[start + 20 : head])
+        options = bytes(area[base + start + 20 : base + head])
         follows = (
             run is not None and seq == run.next and key == run.key and options == run.options
             and length <= run.most and run.size + length <= LARGEST
@@ -205,17 +208,17 @@ def join(packets: Sequence[PacketBuffer]) -> Sequence[PacketBuffer]:
             _close(run, found)
             run = None
         pseudo = inet_sum(addresses) + TCP + size_ip
-        good = (inet_sum(area[start:end]) + pseudo) % 0xFFFF == 0
+        good = (inet_sum(area[base + start : base + end]) + pseudo) % 0xFFFF == 0
         if good and kind == ETH_P_IP:
-            good = inet_sum(area[ETHERNET:start]) == 0xFFFF
+            good = inet_sum(area[base + ETHERNET : base + start]) == 0xFFFF
         if not good:
             _close(run, found)
             run = None
             found.append(packet)
             continue
-        packet.tail = end
+        packet.tail = base + end
         if run is None:
-            run = _Run(packet, key, options, head)
+            run = _Run(packet, key, options, head, kind == ETH_P_IP)
             run.most = length
         else:
             run.packets.append(packet)
@@ -233,19 +236,40 @@ def _close(run: _Run | None, found: list[PacketBuffer]) -> None:
     if run is None:
         return
     packets = run.packets
-    packet = packets[0]
-    found.append(packet)
+    last = packets[-1]
     if len(packets) == 1:
+        found.append(last)
         return
-    head, area = run.head, packet.area
-    packet.frags = [other.area[head : other.tail] for other in packets[1:]]
-    v4 = area[12] == 8 and area[13] == 0
+    first, head = packets[0], run.head
+    made = PacketBuffer.from_bytes(first.area[first.data : first.data + head])
+    made.frags = [packet.area[packet.data + head : packet.tail] for packet in packets]
+    made.device = first.device
+    if any(packet.lease is not None for packet in packets):
+        made.lease = _Leases([packet.lease for packet in packets if packet.lease is not None])
+    area, at = made.area, made.data
+    v4 = run.v4
+    ip = at + ETHERNET
     start = ETHERNET + (V4_HEADER if v4 else V6_HEADER)
     if v4:
-        _HALF.pack_into(area, ETHERNET + 2, head - ETHERNET + run.size)
-        _HALF.pack_into(area, ETHERNET + 10, 0)
-        _HALF.pack_into(area, ETHERNET + 10, 0xFFFF - inet_sum(area[ETHERNET:start]))
+        _HALF.pack_into(area, ip + 2, head - ETHERNET + run.size)
+        _HALF.pack_into(area, ip + 10, 0)
+        _HALF.pack_into(area, ip + 10, 0xFFFF - inet_sum(area[ip : at + start]))
     else:
-        _HALF.pack_into(area, ETHERNET + 4, head - start + run.size)
-    area[start + 13] |= packets[-1].area[start + 13] & PSH
-    packet.offload = Offload(DATA_VALID, GSO_TCPV4 if v4 else GSO_TCPV6, head, run.most, start, CHECKSUM_AT)
+        _HALF.pack_into(area, ip + 4, head - start + run.size)
+    area[at + start + 13] |= last.area[last.data + start + 13] & PSH
+    made.offload = Offload(DATA_VALID, GSO_TCPV4 if v4 else GSO_TCPV6, head, run.most, start, CHECKSUM_AT)
+    found.append(made)
+
+
+class _Leases(Lease):
+    """What several packets were lent, held together."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self, held: list[Lease]) -> None:
+        super().__init__(_nothing, held[0].scarce)
+        self._held = held
+
+
+def _nothing() -> None:
+    """Each lease gives back what is its own."""

@@ -7,7 +7,8 @@ FIN with the last of it. A segment that is not full waits where it would be a si
 - the window is too small for more and less than half of the largest it ever was.
 
 A window of nothing is probed by one byte of what waits, whenever the retransmission timer, here the persist timer,
-fires (RFC 9293 §3.8.6.1); such a byte is a segment like any other, and is sent again until the window opens.
+fires (RFC 9293 §3.8.6.1); such a byte is a segment like any other, and is sent again until the window opens. A window
+that stays small, as of a peer whose buffer has shrunk, is used whole when it fires.
 """
 
 from __future__ import annotations
@@ -183,11 +184,12 @@ class Sender(Tcb):
                 self.rto_at = now + self.rtt.rto
 
     def probe_window(self, now: int) -> None:
-        """Send one byte whether or not the peer has room, to hear what its window is."""
-        nxt = self.snd_nxt
-        if nxt < self.snd.end:
+        """Send what the peer has room for, one byte where it has none, to hear what its window is."""
+        nxt, end = self.snd_nxt, self.snd.end
+        if nxt < end:
             self.counters["tx_window_probes"] += 1
-            self._send_new(nxt, nxt + 1, now)
+            most = max(nxt + 1, self.snd_una + self.snd_wnd)
+            self._send_new(nxt, min(end, most, nxt + max(8, self.mss - self.sack_size())), now)
 
     # -- sending again -------------------------------------------------------------------------------------------
 
