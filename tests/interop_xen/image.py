@@ -262,7 +262,7 @@ def python_files(scratch: Path) -> bytes:
     archive.add("etc/python-home", str(prefix).encode())
     for name, file in sorted(found["modules"].items()):
         path = Path(file) if file else None
-        if path is None or name == "__main__" or not path.exists() or path.is_relative_to(TREE):
+        if path is None or name == "__main__" or not path.exists() or _is_ours(path):
             continue
         inside = str(path) if _is_standard(path, prefix) else f"{HOME}/{_place(name, path)}"
         if path.suffix == ".py":
@@ -283,8 +283,17 @@ def python_files(scratch: Path) -> bytes:
     return archive.finish()
 
 
+def _is_installed(path: Path) -> bool:
+    return bool({"site-packages", "dist-packages"} & set(path.parts))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it belongs to the tree, which may have an environment of installed modules in it."""
+    return path.is_relative_to(TREE) and not _is_installed(path)
+
+
 def _is_standard(path: Path, prefix: Path) -> bool:
-    return path.is_relative_to(prefix) and not {"site-packages", "dist-packages"} & set(path.parts)
+    return path.is_relative_to(prefix) and not _is_installed(path)
 
 
 def _place(name: str, path: Path) -> str:
