@@ -316,12 +316,11 @@ class LossRecovery(Sender):
         self.rtt.back_off()
         self.probe_at = self.reorder_at = NEVER
         self.probe_end = None
+        if first.sacked:
+            board.forget_sacks()  # the receiver has thrown it away, or never had it
         if self.synchronized and self.snd_wnd == 0:
             self.counters["tx_window_probes"] += 1
-            board.mark_lost(first)
-            if board.lost and board.lost[-1] is first:
-                board.lost.pop()
-            self.resend(first, now)
+            self.resend(first, now, probe=True)
             self.rto_at = now + self.rtt.rto
             return
         self.counters["timeouts"] += 1
@@ -331,8 +330,6 @@ class LossRecovery(Sender):
         self.recovery = SLOW
         self.recovery_end = self.snd_nxt
         self.dup_acks = 0
-        if first.sacked:
-            board.forget_sacks()  # the receiver has thrown it away, or never had it
         for segment in board:
             if not segment.sacked:
                 segment.lost = False
