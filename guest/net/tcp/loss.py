@@ -60,8 +60,8 @@ class LossRecovery(Sender):
         ):  # fmt: skip
             self._duplicate(now)
         self._offered(segment, ack, seq, now)
-        if self.timeouts and progress <= 0 and self.snd_wnd == 0:
-            self.timeouts = 0  # the peer lives, and has no room: RFC 9293 §3.8.6.1
+        if self.timeouts and progress <= 0 and self.snd_wnd == 0 and self.end is not None:
+            self.timeouts = 0  # the peer lives, and has no room: RFC 9293 §3.8.6.1; it need not be borne for nobody
         if self.ecn and segment.flags & ECE and ack > self.ecn_point and not self.recovery:
             self.control.on_ecn(flying, now)
             self.counters["rx_ecn_echoes"] += 1
