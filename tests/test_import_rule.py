@@ -61,7 +61,7 @@ WORLD = (
 )  # fmt: skip
 DOORS = (
     "hw.clock", "hw.loop", "hw.host_files", "hw.wire.tap", "hw.wire.packet", "vring.cli", "vring.home",
-    "vring.lookalike", "vring.prompt", "vring.run", "vring.usernet",
+    "vring.lookalike", "vring.prompt", "vring.run", "vring.tour", "vring.usernet",
 )  # fmt: skip
 
 

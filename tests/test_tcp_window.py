@@ -245,6 +245,7 @@ def test_e34_a_closed_window_is_probed_ever_more_slowly_and_without_end() -> Non
         wait = min(2 * wait, 120 * SECOND)
 
     end.is_in("ESTABLISHED")
+    assert (end.end.info().retransmits, end.world.stack.tcp.counters["tx_window_probes"]) == (0, 20)
     peer.sends(".", ack=1, win=4000)
     got = peer.drains()
     assert b"".join(segment.data for segment in got) == body(2921)

@@ -139,13 +139,14 @@ Examples:
   vring boot --wire hub -- -ipaddr 10.0.0.1 -netmask 255.255.255.0 -s ping 127.0.0.1 -c 3
   vring boot --nic virtio:mtu=9000 --wire tap:t0 -- -ipaddr 10.9.0.2 -netmask 255.255.255.0
   vring boot --wire user:hostfwd=tcp::8080-:80 -- -dhcp -s ping 10.0.2.2 -c 3
+  vring boot --wire sim:loss=2% -- -dhcp -s ping 8.8.8.8 -c 3 -s wget http://example.com
   vring boot --wire user --share . -- -dhcp -s httpd -s sh
   vring boot my-board.toml --wire hub:lan,loss=5%,delay=10ms --clock virtual --for 60 --rings
 
 \b
 NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …;
   xen, with profile=full|ling, queues=N, mtu=N, mac=M, sg=off, gso=off, split=off, …; or none.
-Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE, user[:OPTIONS]; each takes impairments:
+Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]; and impairments:
   loss=1% delay=10ms jitter=2ms reorder=1% duplicate=1% corrupt=1% rate=10mbit
 What follows -- is the guest's command line:
   -ipaddr A -netmask M -gateway G, or -dhcp, and -s PROGRAM ARGUMENTS… for each program to start.

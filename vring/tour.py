@@ -18,6 +18,7 @@ import hashlib
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -28,14 +29,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from guest.net.address import is_v4
 from vring.boards import DEFAULT, asked_for
 from vring.session import Session, boot
-from vring.share import HostFolder
 from vring.view.boot import LinePrinter
 
 if TYPE_CHECKING:
@@ -61,8 +60,7 @@ def tour(console: Console, *, seed: int | None = None) -> int:
         Path(inside, PAGE).write_text(PAGE_TEXT, encoding="utf-8")
         with _host_server(outside) as port:
             board = asked_for(DEFAULT, (), (f"user:hostfwd=tcp::0-:80,dnsname={NAME}=10.0.2.2",), "-dhcp")
-            with boot(board, seed=seed) as session, closing(HostFolder(inside)) as folder:
-                session.guest.files = folder
+            with boot(board, share=inside, seed=seed) as session:
                 try:
                     _Tour(console, session, port, Path(inside), data).take()
                 except TourError as error:
@@ -149,9 +147,11 @@ class _Tour:
             client.request("GET", f"/{PAGE}")
             answer = client.getresponse()
             page = answer.read().decode()
-            heading = f"{answer.status} {answer.reason}, {answer.headers['Server']}"
+            heading = f"HTTP {answer.status} {answer.reason}, {answer.headers['Server']}"
         self._flush()
-        self._console.print(Panel(Text(page.strip()), title=heading, title_align="left", width=90, border_style="dim"))
+        self._console.print(Text(heading))
+        for line in page.splitlines():
+            self._console.print(Text.assemble(("│ ", "dim"), line), soft_wrap=True)
         if page != PAGE_TEXT:
             self._fail("the page is not what the guest has")
         self._good("the page is the one in the guest's folder")
@@ -163,14 +163,11 @@ class _Tour:
         table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
         for name in ("from the guest's memory to the wire", "from the wire to the guest's memory"):
             table.add_column(name)
-        device, driver, mmio = (
-            next((counter for layer, counter in counters.items() if layer.endswith(end)), {})
-            for end in (" device", " driver", " virtio-mmio")
-        )
+        device, driver, mmio = (_of(counters, layer) for layer in (" device", " driver", " virtio-mmio"))
         for row in (
-            (f"{device.get('tx_packets', 0):,} packets", f"{device.get('rx_packets', 0):,} packets"),
-            (f"{device.get('tx_bytes', 0):,} bytes", f"{device.get('rx_bytes', 0):,} bytes"),
-            (f"{mmio.get('kicks', 0):,} doorbells rung", f"{driver.get('irqs', 0):,} interrupts raised"),
+            (f"{device['tx_packets']:,} packets", f"{device['rx_packets']:,} packets"),
+            (f"{device['tx_bytes']:,} bytes", f"{device['rx_bytes']:,} bytes"),
+            (f"{mmio['kicks']:,} doorbells rung", f"{driver['irqs']:,} interrupts raised"),
         ):
             table.add_row(*row)
         self._console.print(table)
@@ -226,6 +223,11 @@ class _Tour:
     def _fail(self, text: str) -> NoReturn:
         self._flush()
         raise TourError(text)
+
+
+def _of(counters: dict[str, Counter[str]], layer: str) -> Counter[str]:
+    """Those of the card's `layer`, "eth0 device" or such; empty without it."""
+    return next((each for name, each in counters.items() if name.endswith(layer)), Counter())
 
 
 def _digest(data: bytes) -> str:

@@ -77,6 +77,8 @@ class Sender(Tcb):
         if board.lost:
             room = self._retransmit(now, room)
             if board.lost:
+                if room <= 0:
+                    self.host.wait_for_room(self)
                 return
         snd = self.snd
         fin = self.fin_seq
@@ -198,17 +200,19 @@ class Sender(Tcb):
         board = self.scoreboard
         lost = board.lost
         left = 0 if self.sack else self.dup_acks * self.mss
+        edge = self.snd_una + self.snd_wnd if self.synchronized else self.snd_nxt
         while lost:
             segment = lost[0]
             if not segment.lost:
                 lost.popleft()
                 continue
+            if segment.start >= edge:  # the window has shrunk: the timer probes it (RFC 9293 §3.8.6)
+                break
             flying = board.in_flight - left
             size = min(segment.end - segment.start, self.mss)
             if flying > 0 and not self.forced and flying + size > self.control.cwnd:
                 break
             if room <= 0:
-                self.host.wait_for_room(self)
                 break
             room -= 1
             self.forced = False
@@ -218,8 +222,10 @@ class Sender(Tcb):
             self.resend(segment, now)
         return room
 
-    def resend(self, segment: Sent, now: int) -> None:
-        """Send a segment again; one that is too long by now goes in pieces, the rest of it as a lost one."""
+    def resend(self, segment: Sent, now: int, *, probe: bool = False) -> None:
+        """Send a segment again; one that is too long by now goes in pieces, the rest of it as a lost one. As a `probe`
+        of a closed window that is no retransmission.
+        """
         board = self.scoreboard
         if segment.flags & SYN:
             board.resent(segment, now)
@@ -232,8 +238,9 @@ class Sender(Tcb):
             board.mark_lost(rest)
             size = most
         board.resent(segment, now)
-        self.retransmits += 1
-        self.counters["tx_retransmits"] += 1
+        if not probe:
+            self.retransmits += 1
+            self.counters["tx_retransmits"] += 1
         start = segment.start
         flags = segment.flags & FIN
         if start + size == self.snd.end and size:

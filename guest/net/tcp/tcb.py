@@ -332,14 +332,11 @@ class Tcb:
         assert self.snd_una <= self.snd_nxt, "snd_una is ahead of snd_nxt"
         assert self.snd.start <= self.snd.end, "the send buffer runs backwards"
         at = self.snd_una
-        flying = 0
         for segment in board:
             assert segment.start == at < segment.end, f"a hole before {segment}"
-            assert not (segment.flying and (segment.lost or segment.sacked)), f"{segment} is in two states"
-            flying += segment.end - segment.start if segment.flying else 0
             at = segment.end
         assert len(board) == 0 or at == self.snd_nxt, "what was sent does not reach snd_nxt"
-        assert flying == board.in_flight, f"{flying} bytes are in flight, not {board.in_flight}"
+        board.check()
         if self.state in (State.CLOSED, State.LISTEN, State.SYN_SENT):
             return
         fin = self.peer_fin is not None and self.rcv_nxt > self.peer_fin
