@@ -1,8 +1,8 @@
 """Xen's cards beside virtio's: frames from driver to driver over a hub, and bulk TCP from guest to guest.
 
-Both contestants are whole guests of ours on the virtual clock; only the model of card differs. `ling` copies each frame
-to and from pages that were granted once; `full` grants the pages of each frame, has split event channels, and takes
-segments of TCP that are larger than the MTU, which virtio's card does not yet.
+Both contestants are whole guests of ours on the virtual clock; only the model of card differs. Xen's is driven as LING
+does, and with all that it can do: an event channel for each direction, frames of several pages, and segments of TCP
+that are larger than the MTU, which virtio's card does not take yet.
 """
 
 from __future__ import annotations

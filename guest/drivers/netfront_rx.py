@@ -28,6 +28,7 @@ _BLANK = abi.NETRXF_csum_blank
 _VALIDATED = abi.NETRXF_data_validated
 _MORE = abi.NETRXF_more_data
 _EXTRA = abi.NETRXF_extra_info
+_GOES_ON = _MORE | _EXTRA
 
 
 class _Frame:
@@ -145,6 +146,11 @@ class ReceiveSide:
                 self._break(f"slot {slot} is answered with id {first & 0xFFFF}")
                 break
             if frame is None:
+                if not flags & _GOES_ON and 0 < size <= PAGE - offset:
+                    # Most frames are of one slot.
+                    self._make(packets, flags, [views[page][offset : offset + size]], size, None)
+                    spare.append(page)
+                    continue
                 frame = self._frame = _Frame(flags)
             if size >= 0x8000 or not size:  # a signed number; an honest back end says -1 or -2
                 frame.bad = frame.bad or ("rx_dropped_empty" if not size else "rx_dropped_refused")
@@ -190,30 +196,42 @@ class ReceiveSide:
     def _finish(self, frame: _Frame, packets: list[PacketBuffer]) -> None:
         """The last slot of a frame is there: make a packet of it, and let its pages go."""
         self._frame = None
-        reason = frame.bad
-        if not reason:
-            area = bytearray(HEADROOM + frame.length)
-            at = HEADROOM
-            for piece in frame.pieces:
-                area[at : at + len(piece)] = piece
-                at += len(piece)
-            packet = PacketBuffer(memoryview(area), HEADROOM)
-            if frame.flags & (_BLANK | _VALIDATED) or frame.gso is not None:
-                reason = self._offload(frame, packet)
+        if frame.bad:
+            self._counters[frame.bad] += 1
+        else:
+            self._make(packets, frame.flags, frame.pieces, frame.length, frame.gso)
         self._spare += self._held
         self._held = []
-        if reason:
-            self._counters[reason] += 1
-        else:
-            self._counters["rx_bytes"] += frame.length
-            packets.append(packet)
 
-    def _offload(self, frame: _Frame, packet: PacketBuffer) -> str:
+    def _make(
+        self,
+        packets: list[PacketBuffer],
+        flags: int,
+        pieces: list[memoryview],
+        length: int,
+        gso: tuple[int, int] | None,
+    ) -> None:
+        """Copy a frame out of its pages, as one more of `packets`."""
+        area = bytearray(HEADROOM + length)
+        at = HEADROOM
+        for piece in pieces:
+            area[at : at + len(piece)] = piece
+            at += len(piece)
+        packet = PacketBuffer(memoryview(area), HEADROOM)
+        if flags & (_BLANK | _VALIDATED) or gso is not None:
+            reason = self._offload(packet, flags, gso)
+            if reason:
+                self._counters[reason] += 1
+                return
+        self._counters["rx_bytes"] += length
+        packets.append(packet)
+
+    def _offload(self, packet: PacketBuffer, flags: int, gso: tuple[int, int] | None) -> str:
         """Say in `packet` what the back end left to do; the reason to drop it when that cannot be true, or nothing.
 
         A checksum that is blank is blank, agreed on or not; that one was checked counts only if it was agreed on.
         """
-        if not frame.flags & _BLANK and frame.gso is None:
+        if not flags & _BLANK and gso is None:
             if self._features.rx_csum:
                 packet.offload = Offload(net.VIRTIO_NET_HDR_F_DATA_VALID)
             return ""
@@ -221,10 +239,10 @@ class ReceiveSide:
         if place is None:
             return "rx_dropped_csum_range"
         fields = (place.start, place.offset)
-        if frame.gso is None:
+        if gso is None:
             packet.offload = Offload(net.VIRTIO_NET_HDR_F_NEEDS_CSUM, net.VIRTIO_NET_HDR_GSO_NONE, 0, 0, *fields)
             return ""
-        kind, size = frame.gso
+        kind, size = gso
         version = 4 if kind == abi.XEN_NETIF_GSO_TYPE_TCPV4 else 6
         if kind not in self._features.rx_gso or not size or (place.protocol, place.version) != (6, version):
             return "rx_dropped_gso"

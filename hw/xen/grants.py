@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from hw.abi import xen_grant as g
 from hw.abi.xen import XEN_PAGE_SIZE
-from hw.memory import Direction, FieldView, Format, GuestMemory, MemoryFault
+from hw.memory import Direction, FieldView, Format, GuestMemory
 from hw.xen.ports import GrantCopy, GrantError
 
 
@@ -43,6 +43,7 @@ class GrantTable:
         self.memory = memory
         self.frames = tuple(frames)
         self.size = len(self.frames) * g.GRANTS_PER_FRAME
+        self._first, self._last = memory.base, memory.end - XEN_PAGE_SIZE  # addresses of pages
         self._active: dict[int, _Active] = {}
         self._open()
         memory.on_reopen(self._open)
@@ -69,7 +70,7 @@ class GrantTable:
             return g.GNTST_general_error, 0
         active = self._active.get(ref)
         addr = frame * XEN_PAGE_SIZE if active is None else active.addr
-        if not self.memory.contains(addr, XEN_PAGE_SIZE):
+        if not self._first <= addr <= self._last:
             return g.GNTST_bad_page, 0
         return g.GNTST_okay, addr
 
@@ -157,24 +158,19 @@ class DomainGrants:
         table = self._tables.get(domid)
         if table is None:
             return [g.GNTST_bad_domain] * len(copies)
-        return [self._copy(table, each) for each in copies]
-
-    def _copy(self, table: GrantTable, copy: GrantCopy) -> int:
-        length = len(copy.view)
-        if copy.offset < 0 or copy.offset + length > XEN_PAGE_SIZE:
-            return g.GNTST_bad_copy_arg
-        status, addr = table.check(self.user, copy.ref, write=copy.to_guest)
-        if status != g.GNTST_okay:
-            self.counters["copies_refused"] += 1
-            return status
-        try:
-            page = table.memory.dma(
-                addr + copy.offset, length, "from-device" if copy.to_guest else "to-device", "xen"
-            )
-        except MemoryFault:
-            return g.GNTST_bad_page
-        if copy.to_guest:
-            page[:] = copy.view
-        else:
-            copy.view[:] = page
-        return g.GNTST_okay
+        check, dma, user = table.check, table.memory.dma, self.user
+        statuses = []
+        for ref, offset, view, to_guest in copies:
+            length = len(view)
+            if offset < 0 or offset + length > XEN_PAGE_SIZE:
+                statuses.append(g.GNTST_bad_copy_arg)
+                continue
+            status, addr = check(user, ref, write=to_guest)
+            statuses.append(status)
+            if status != g.GNTST_okay:
+                self.counters["copies_refused"] += 1
+            elif to_guest:
+                dma(addr + offset, length, "from-device", "xen")[:] = view
+            else:
+                view[:] = dma(addr + offset, length, "to-device", "xen")
+        return statuses

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 from hw.abi import virtio_net as net
 from hw.abi import xen_netif as nif
@@ -26,6 +27,7 @@ from hw.wire.link import Buffer, Frame, Views, frame_length, keep
 from hw.xen.ports import GrantCopy, GrantPort
 from hw.xen.ring import BackRing
 
+BATCH = 64  # frames of the backlog delivered at once
 BACKLOG_FRAMES = 1024
 BACKLOG_BYTES = 4 << 20
 BACKLOG_AGE = 10 * SECOND
@@ -35,6 +37,16 @@ _GSO_TYPES = {
     net.VIRTIO_NET_HDR_GSO_TCPV4: nif.XEN_NETIF_GSO_TYPE_TCPV4,
     net.VIRTIO_NET_HDR_GSO_TCPV6: nif.XEN_NETIF_GSO_TYPE_TCPV6,
 }
+
+
+class _Delivery(NamedTuple):
+    """A frame, its length in bytes, the kind of segments that it is cut into (0: none), the slots that it takes."""
+
+    header: Buffer | None
+    views: Views
+    length: int
+    gso: int
+    needed: int
 
 
 class RxOwner(Protocol):
@@ -86,12 +98,11 @@ class RxQueue:
 
     def offer(self, frames: list[Frame]) -> None:
         """Deliver frames, or keep them, or drop and count them. Raises RingError."""
-        for frame in frames:
-            if self.is_stalled and not self._recovered():
-                self._owner.count("rx_dropped_stalled")
-            elif self._backlog or not self._deliver(frame):
-                self._keep(frame)
-        self.flush()
+        if self.is_stalled and not self._recovered():
+            self._owner.count("rx_dropped_stalled", len(frames))
+            return
+        for frame in frames if self._backlog else frames[self._deliver(frames) :]:
+            self._keep(frame)
 
     def _keep(self, frame: Frame) -> None:
         length = frame_length(frame)
@@ -105,21 +116,25 @@ class RxQueue:
             self._backlog_bytes += length
         self._watch()
 
+    @property
+    def posted(self) -> int:
+        """Slots that the guest has posted and that are free. Raises RingError."""
+        return self.ring.available()
+
     def process(self) -> None:
         """The guest may have posted slots: deliver what waits. Raises RingError."""
         if self.is_stalled and not self._recovered():
             return
-        while self._backlog and self._deliver(self._backlog[0][2]):
-            self._backlog_bytes -= self._backlog.popleft()[1]
+        while self._backlog:
+            batch = [frame for _, _, frame in islice(self._backlog, BATCH)]
+            delivered = self._deliver(batch)
+            for _ in range(delivered):
+                self._backlog_bytes -= self._backlog.popleft()[1]
+            if delivered < len(batch):
+                break
         if not self._backlog and self._blocked_since is not None and self.ring.wait_for(self._needed):
             self._blocked_since = None  # what waited was dropped for its age, and there would be room by now
         self._watch()
-        self.flush()
-
-    def flush(self) -> None:
-        """Publish responses, with one event if the guest wants it."""
-        if self.ring.push():
-            self._notify()
 
     # -- frames that wait --------------------------------------------------------------------------------------------
 
@@ -170,70 +185,95 @@ class RxQueue:
 
     # -- frames go out -----------------------------------------------------------------------------------------------
 
-    def _deliver(self, frame: Frame) -> bool:
-        """Copy one frame into the guest; False when it lacks slots. Raises RingError."""
-        header, views = frame
-        length = frame_length(frame)
-        gso = _GSO_TYPES.get(header[1] & ~net.VIRTIO_NET_HDR_GSO_ECN, 0) if header is not None else 0
-        pieces = -(-length // XEN_PAGE_SIZE)
-        needed = pieces + (1 if gso else 0)
-        if not self.ring.wait_for(needed):
-            if self._blocked_since is None:
-                self._blocked_since = self._clock.now()
-            self._needed = needed
-            return False
-        self._blocked_since = None
-        requests = [self.ring.take() for _ in range(needed)]
-        ids = [request[0] & 0xFFFF for request in requests]
-        data = [0, *range(2, needed)] if gso else list(range(needed))  # which slots take data
-        statuses = self._copy(views, [requests[at][1] for at in data])
-        flags = 0
-        if header is not None:
-            if header[0] & net.VIRTIO_NET_HDR_F_NEEDS_CSUM:
-                flags = nif.NETRXF_csum_blank | nif.NETRXF_data_validated
-            elif header[0] & net.VIRTIO_NET_HDR_F_DATA_VALID:
-                flags = nif.NETRXF_data_validated
-        rest = length
-        for number, (at, status) in enumerate(zip(data, statuses, strict=True)):
-            size = min(rest, XEN_PAGE_SIZE)
-            rest -= size
-            more = nif.NETRXF_more_data if number + 1 < pieces else 0
-            extra = nif.NETRXF_extra_info if gso and not number else 0
-            word = (size if status == GNTST_okay else nif.NETIF_RSP_ERROR) & 0xFFFF
-            self.ring.put(ids[at], flags | more | extra | word << 16)
-            flags = 0
-            if extra and header is not None:
-                gso_size = header[4] | header[5] << 8
-                self.ring.put(nif.XEN_NETIF_EXTRA_TYPE_GSO | gso_size << 16, gso)
-        if any(status != GNTST_okay for status in statuses):
-            self._owner.count("rx_dropped_grant")
-        else:
-            self._owner.count("rx_packets")
-            self._owner.count("rx_bytes", length)
-        return True
+    def _plan(self, frames: list[Frame]) -> list[_Delivery]:
+        """The first of the frames, as many as there are slots for; what the next one lacks is asked for.
 
-    def _copy(self, views: Views, grefs: list[int]) -> list[int]:
-        """Spread a frame over granted pages, each filled from its start; a status for each page."""
+        Raises RingError.
+        """
+        plan: list[_Delivery] = []
+        left, total = self.ring.available(), 0
+        for header, views in frames:
+            length = sum(map(len, views))
+            gso = 0 if header is None else _GSO_TYPES.get(header[1] & ~net.VIRTIO_NET_HDR_GSO_ECN, 0)
+            needed = -(-length // XEN_PAGE_SIZE) + (1 if gso else 0)
+            total += needed
+            if total > left:
+                if not self.ring.wait_for(total):
+                    if plan or self._blocked_since is None:
+                        self._blocked_since = self._clock.now()
+                    self._needed = needed
+                    return plan
+                left = total
+            plan.append(_Delivery(header, views, length, gso, needed))
+        if plan:
+            self._blocked_since = None
+        return plan
+
+    def _deliver(self, frames: list[Frame]) -> int:
+        """Copy frames into the guest, as many as it has slots for; how many. Raises RingError."""
+        plan = self._plan(frames)
+        if not plan:
+            return 0
+        requests = self.ring.take_some(sum(each.needed for each in plan))
+        failed = self._copy(plan, requests)
+        responses: list[tuple[int, int]] = []
+        packets = size = slot = 0
+        for header, _, length, gso, needed in plan:
+            first, rest, end = slot, length, slot + needed
+            flags = _flags(header)
+            while slot < end:
+                status = min(rest, XEN_PAGE_SIZE) if slot not in failed else nif.NETIF_RSP_ERROR & 0xFFFF
+                rest -= XEN_PAGE_SIZE
+                if rest > 0:
+                    flags |= nif.NETRXF_more_data
+                if gso and slot == first:
+                    flags |= nif.NETRXF_extra_info
+                responses.append((requests[slot][0] & 0xFFFF, flags | status << 16))
+                if gso and slot == first and header is not None:
+                    size_word = (header[4] | header[5] << 8) << 16
+                    responses.append((nif.XEN_NETIF_EXTRA_TYPE_GSO | size_word, gso))
+                    slot += 1
+                slot += 1
+                flags = 0
+            if failed.isdisjoint(range(first, end)):
+                packets += 1
+                size += length
+        self.ring.put_some(responses)
+        self._owner.count("rx_packets", packets)
+        self._owner.count("rx_bytes", size)
+        self._owner.count("rx_dropped_grant", len(plan) - packets)
+        if self.ring.push():
+            self._notify()
+        return len(plan)
+
+    def _copy(self, plan: list[_Delivery], requests: list[tuple[int, ...]]) -> set[int]:
+        """Spread frames over granted pages, each filled from its start; the numbers of the slots that failed."""
         copies: list[GrantCopy] = []
-        pages: list[int] = []
-        page = offset = 0
-        for buffer in views:
-            view = _as_view(buffer)
-            at = 0
-            while at < len(view):
-                if offset == XEN_PAGE_SIZE:
-                    page, offset = page + 1, 0
-                count = min(len(view) - at, XEN_PAGE_SIZE - offset)
-                copies.append(GrantCopy(grefs[page], offset, view[at : at + count], True))
-                pages.append(page)
-                at += count
-                offset += count
-        statuses = [GNTST_okay] * len(grefs)
-        for where, status in zip(pages, self._grants.copy(self._domid, copies), strict=True):
-            if status != GNTST_okay:
-                statuses[where] = status
-        return statuses
+        places: list[int] = []  # the slot of each copy
+        first = 0
+        for _, views, _, gso, needed in plan:
+            slot, offset = first, 0
+            for buffer in views:
+                view = buffer if isinstance(buffer, memoryview) else memoryview(buffer)
+                at, length = 0, len(view)
+                while at < length:
+                    if offset == XEN_PAGE_SIZE:
+                        # The slot behind the first is for extra information, where there is some.
+                        slot, offset = slot + (2 if gso and slot == first else 1), 0
+                    count = min(length - at, XEN_PAGE_SIZE - offset)
+                    copies.append(GrantCopy(requests[slot][1], offset, view[at : at + count], True))
+                    places.append(slot)
+                    at += count
+                    offset += count
+            first += needed
+        statuses = self._grants.copy(self._domid, copies)
+        return {slot for slot, status in zip(places, statuses, strict=True) if status != GNTST_okay}
 
 
-def _as_view(buffer: Buffer) -> memoryview:
-    return buffer if isinstance(buffer, memoryview) else memoryview(buffer)
+def _flags(header: Buffer | None) -> int:
+    """What a wire's header says of the checksum, as flags of the first slot."""
+    if header is None:
+        return 0
+    if header[0] & net.VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        return nif.NETRXF_csum_blank | nif.NETRXF_data_validated
+    return nif.NETRXF_data_validated if header[0] & net.VIRTIO_NET_HDR_F_DATA_VALID else 0

@@ -35,6 +35,7 @@ from hw.xen.xenbus import XenbusBackend
 
 VLAN_TAG = 4
 PULL_BUDGET = 64
+SCRATCH_BYTES = 3 * (HEADER_SIZE + FRAME_MAX)
 QUEUES_MAX = 16
 
 
@@ -132,7 +133,7 @@ class Netback(XenbusBackend, Receiver):
         self._control: ControlRing | None = None
         self._again: set[int] = set()  # transmit queues that have a turn coming
         self._paused = False
-        self._scratch = memoryview(bytearray(HEADER_SIZE + FRAME_MAX))
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._carrier: bool | None = None
         link.attach(self)
 
@@ -318,9 +319,11 @@ class Netback(XenbusBackend, Receiver):
         if wishes is None or not self.queues:
             self.count("rx_dropped_no_driver", len(frames))
             return len(frames)
-        spread: dict[int, list[Frame]] = {}
-        for frame in frames:
-            for ready in wishes.fit(frame):
+        fit = [ready for frame in frames for ready in wishes.fit(frame)]
+        spread: dict[int, list[Frame]] = {0: fit}
+        if len(self.queues) > 1:
+            spread = {}
+            for ready in fit:
                 spread.setdefault(self._queue_for(ready), []).append(ready)
         for index, batch in spread.items():
             if index >= len(self.queues):
@@ -332,22 +335,28 @@ class Netback(XenbusBackend, Receiver):
         return len(frames)
 
     def pull(self, link: Link) -> None:
-        """Read frames from a wire with a descriptor, until the guest has no room for more."""
-        for _ in range(PULL_BUDGET):
-            length = link.read_into([self._scratch])
+        """Read frames from a wire with a descriptor, no more than each queue has room for, or one that then waits."""
+        try:
+            budget = min([PULL_BUDGET, *(queue.rx.posted for queue in self.queues)])
+        except RingError as error:
+            self.fail(f"receive ring: {error}")
+            budget = PULL_BUDGET
+        frames: list[Frame] = []
+        at, start = 0, link.header_size
+        while len(frames) < max(1, budget) and at + HEADER_SIZE + FRAME_MAX <= len(self._scratch):
+            length = link.read_into([self._scratch[at:]])
             if not length:
-                return
-            start = link.header_size
-            header = self._scratch[:start] if start else None
-            self.receive([(header, [self._scratch[start:length]])])
-            if any(queue.rx.backlog for queue in self.queues):
-                self._paused = True
-                link.pause()
-                return
+                break
+            header = self._scratch[at : at + start] if start else None
+            frames.append((header, [self._scratch[at + start : at + length]]))
+            at += length
+        if frames:
+            self.receive(frames)
+        if any(queue.rx.backlog for queue in self.queues):
+            self._paused = True
+            link.pause()
 
     def _queue_for(self, frame: Frame) -> int:
-        if len(self.queues) == 1:
-            return 0
         first = frame[1][0]
         chosen = self._steering.queue(first)
         return flow_hash(first) % len(self.queues) if chosen is None else chosen

@@ -10,8 +10,7 @@ is raised for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hw.abi.xen_grant import STATUS_NAMES
 from hw.memory import Direction, FieldView, Format
@@ -53,8 +52,7 @@ class GrantedPage(Protocol):
         """Give the page back; harmless when that was done. Its views must not be used any more."""
 
 
-@dataclass(slots=True)
-class GrantCopy:
+class GrantCopy(NamedTuple):
     """One copy between a granted page and memory of the back end's own; within the page.
 
     Attributes:

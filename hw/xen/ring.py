@@ -12,6 +12,8 @@ Read first: Xen's public `io/ring.h`. Words are 32 bits; a slot is three (transm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hw.abi.xen import XEN_PAGE_SIZE
 from hw.abi.xen_ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SRING_HEADER_SIZE, ring_size
 from hw.memory import FieldView
@@ -71,12 +73,21 @@ class BackRing:
 
     def take(self) -> tuple[int, ...]:
         """The words of the next request, which `available` has announced."""
-        at = _SLOTS + (self.req_cons & self._mask) * self.slot_words
-        words = self._words
-        request = tuple([words[at + word] for word in range(self.slot_words)])
-        self.req_cons = (self.req_cons + 1) & _WRAP
-        self._known -= 1
-        return request
+        return self._read(1)[0]
+
+    def take_some(self, most: int) -> list[tuple[int, ...]]:
+        """The words of up to `most` requests, as many as there are. Raises RingError."""
+        return self._read(min(most, self.available()))
+
+    def _read(self, count: int) -> list[tuple[int, ...]]:
+        words, width, cons = self._words, range(self.slot_words), self.req_cons
+        found = []
+        for index in range(cons, cons + count):
+            at = _SLOTS + (index & self._mask) * self.slot_words
+            found.append(tuple([words[at + word] for word in width]))
+        self.req_cons = (cons + count) & _WRAP
+        self._known -= count
+        return found
 
     def wait_for(self, count: int) -> bool:
         """Whether `count` requests can be taken; if not, ask to be told when more come. Raises RingError."""
@@ -95,11 +106,19 @@ class BackRing:
     # -- responses -------------------------------------------------------------------------------------------------
 
     def put(self, *words: int) -> None:
-        """Write the words of the next response, in order; `push` publishes it."""
-        at = _SLOTS + (self.rsp_prod_pvt & self._mask) * self.slot_words
-        for offset, word in enumerate(words):
-            self._words[at + offset] = word
-        self.rsp_prod_pvt = (self.rsp_prod_pvt + 1) & _WRAP
+        """Write the words of the next response; `push` publishes it."""
+        self.put_some((words,))
+
+    def put_some(self, responses: Sequence[Sequence[int]]) -> None:
+        """Write the words of several responses, in order; `push` publishes them."""
+        words, prod = self._words, self.rsp_prod_pvt
+        for response in responses:
+            at = _SLOTS + (prod & self._mask) * self.slot_words
+            for word in response:
+                words[at] = word
+                at += 1
+            prod = (prod + 1) & _WRAP
+        self.rsp_prod_pvt = prod
 
     def push(self) -> bool:
         """Publish the responses written so far; whether the front end wants to be told."""
