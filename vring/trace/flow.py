@@ -217,6 +217,8 @@ class _GuestTrace:
             return text[:2]
         if stage == "ip":  # on the way up the header has been pulled
             return "tx" if packet.network == packet.data else "rx"
+        if stage == "tcp":  # on the way down there is no IP header yet
+            return "rx" if packet.network else "tx"
         if stage == "ethernet":
             own = [format_mac(each.mac) for each in self._guest.stack.interfaces if each.mac is not None]
             return "tx" if text.partition(" ")[0] in own else "rx"
@@ -236,7 +238,7 @@ class _GuestTrace:
             found = stack.ip.find(int.from_bytes(raw, "big"))
             if found is not None:
                 return next((each.name for each in stack.interfaces if each is found[0]), "")
-        return "" if ni is None else ni.name
+        return "" if ni is None or stage == "tcp" else ni.name
 
     def _socket(self, interface: str, packet: PacketBuffer, port: int) -> None:
         """A datagram was queued: at which socket."""
