@@ -298,6 +298,39 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+# -- the four documents ----------------------------------------------------------------------------------------------
+
+
+def test_e48_the_ways_of_packets_are_drawn() -> None:
+    """The stages in the drawing are those that a trace has, and the counters in the table those of the code."""
+    from vring.trace import flow
+
+    page = (ROOT / "docs" / "packet-flow.md").read_text(encoding="utf-8")
+    drawing = page.partition("```text\n")[2].partition("```")[0]
+    stages = set(re.findall(r"\b(?:nic|ring|irq|driver|fe|ethernet|ip|udp|socket)\b", str(flow.__doc__)))
+    code = "".join(path.read_text() for side in ("hw", "guest") for path in (ROOT / side).rglob("*.py"))
+    reasons = re.findall(r"`([rt]x_\w+)`", page)
+
+    assert stages == {"nic", "ring", "irq", "driver", "fe", "ethernet", "ip", "udp", "socket"}
+    assert {stage for stage in stages if not re.search(rf"\b{stage}\b", drawing)} == set()
+    assert len(reasons) > 10
+    # Some are put together of a direction and a reason.
+    unknown = [name for name in reasons if not any(part in code for part in (name, f'"{name[3:]}"', f'"{name[11:]}"'))]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("name", ["architecture.md", "packet-flow.md", "api.md", "performance.md"])
+def test_e48_four_documents_say_how_it_works_and_are_led_to(name: str) -> None:
+    others = [path.read_text(encoding="utf-8") for path in DOCS if path.name != name]
+
+    assert any(re.search(rf"\]\((?:docs/|\.\./)?{re.escape(name)}[)#]", text) for text in others)
+    # The figures of performance.md come from `make bench`; tests/test_track.py measures some anew. The architecture's
+    # names and drawings are checked above.
+    assert name in ("architecture.md", "performance.md") or any(
+        block.path.name == name and block.output is not None for block in PYTHON
+    )
+
+
 # -- nothing is left out ---------------------------------------------------------------------------------------------
 
 
