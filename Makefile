@@ -9,10 +9,10 @@ STAMP  := $(VENV)/installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install boot demo test soak lint bench clean
+.PHONY: help install boot demo test interop-xen soak lint bench clean
 
 help: ## say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make the environment in .venv (once; again when its inputs change)
 
@@ -24,6 +24,9 @@ demo: $(STAMP) ## step one frame through the rings of a sending guest
 
 test: $(STAMP) ## run all tests, on all cores (PYTEST_ARGS for more options)
 	@$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+interop-xen: $(STAMP) ## both ends of a Xen card with Linux's, on a real Xen under QEMU's emulation (two minutes)
+	@$(BIN)/python -m pytest tests/interop_xen/real_xen.py $(PYTEST_ARGS)
 
 soak: $(STAMP) ## mixed load and mutated frames for SOAK_SECONDS (600): nothing may break, leak or grow
 	@$(BIN)/python -m tests.soak

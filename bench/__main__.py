@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench import hook, hub, pytcp, ring, tap_ping, tcp, udp_echo, usernet
+from bench import hook, hub, pytcp, ring, tap_ping, tcp, udp_echo, usernet, xen
 from bench.harness import Figure, spread
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,7 +30,7 @@ def main() -> int:
         console = Console(width=120)  # a table in a file is read, not scrolled
     figures: list[Figure] = []
     why = tap_ping.missing()
-    parts = [("ring", ring.measure), ("hub", hub.measure), ("hook", hook.measure)]
+    parts = [("ring", ring.measure), ("hub", hub.measure), ("hook", hook.measure), ("Xen", xen.measure)]
     if not why:
         parts += [
             ("ping over TAP", tap_ping.measure), ("UDP echo over TAP", udp_echo.measure), ("TCP over TAP", tcp.measure),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from guest.cmdline import BootOptions, CommandLineError, parse
 from guest.dma import PAGE, DmaPool
 from guest.drivers.loopback import Loopback
+from guest.drivers.netfront_config import NetfrontOptions, parse_options
 from guest.drivers.registry import probe_devices, standard_grid
 from guest.fe import FrontEnd
 from guest.init import init
@@ -49,7 +50,12 @@ def stage1(guest: Guest) -> None:
     log("stage 1: clock: timers run")
     options = _options(guest)
     configure(guest, options)
-    guest.grid = standard_grid(guest.config.rx_ring, guest.config.tx_ring)
+    guest.xen = xen = guest.find_domain(services)
+    if xen is not None:
+        log(f"stage 1: xen: domain {xen.domid}: grants, event channels, store")
+    guest.grid = standard_grid(
+        guest.config.rx_ring, guest.config.tx_ring, xen=xen, netfront_options=_netfront_options(options, log)
+    )
     guest.devices = probe_devices(services, guest.grid)
     log(f"stage 1: drivers: {len(guest.devices)} network devices")
     software(guest, options)
@@ -75,6 +81,15 @@ def _options(guest: Guest) -> BootOptions:
         return parse(guest.platform.cmdline)
     except CommandLineError:
         return BootOptions()
+
+
+def _netfront_options(options: BootOptions, log: Callable[[str], None]) -> NetfrontOptions:
+    """What the kernel's words say of Xen's network interfaces; with a mistake among them, what is usual."""
+    try:
+        return parse_options(options.kernel)
+    except ValueError as error:
+        log(f"xen-vif: {error}")
+        return NetfrontOptions()
 
 
 def configure(guest: Guest, options: BootOptions) -> None:
@@ -155,6 +170,9 @@ def shut_down(guest: Guest) -> None:
         fe.close()
     for device in [*guest.devices, guest.lo]:
         device.close()
+    if guest.xen is not None:
+        guest.xen.close()
+        leaks += guest.xen.leaks()
     pool = guest.services.dma
     if pool.mapped_bytes:
         leaks.append(f"{pool.mapped_bytes} bytes are still mapped for devices")

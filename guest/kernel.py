@@ -44,6 +44,7 @@ from guest.services import Services
 from guest.stdlib.current import CURRENT
 from guest.sys.calls import Calls
 from guest.sys.scheduler import EX_SOFTWARE, Process, Scheduler
+from guest.xen.domain import Domain
 
 if TYPE_CHECKING:
     from guest.net.dhcp_service import DhcpService
@@ -59,6 +60,7 @@ class Guest:
         name: for people.
         console: told of every line of the log and of the programs' output; None for nobody.
         config: rings, MTU and TCP's values; `net.…` words on the command line go over it.
+        find_domain: finds the domain of Xen's that the guest is; another one can serve a real domain's devices.
 
     Attributes:
         stage: stages of the boot that are over: 0, 1 or 2.
@@ -72,6 +74,7 @@ class Guest:
         mtu_limit: the MTU that eth0 may have at most, where one was given.
         hostname: the name, or what the DHCP server calls it.
         services, grid, lo, stack, resolver, scheduler, calls, outlets: made by stage 1, as are the following.
+        xen: the domain that this guest is, on Xen.
         devices: the network devices that the drivers found.
         fes: the front ends, by index.
         ni: the network interface at FE/0, once `setup` has made it.
@@ -99,14 +102,17 @@ class Guest:
         name: str = "guest",
         console: Callable[[str], None] | None = None,
         config: GuestConfig | None = None,
+        find_domain: Callable[[Services], Domain | None] = Domain.of,
     ) -> None:
         self.platform = platform
+        self.find_domain = find_domain
         self.name = name
         self.hostname = name
         self.config = config or GuestConfig()
         self.mtu_limit = None if config is None else config.mtu
         self.log = BootLog(platform.now, console)
         self.programs: dict[str, Program] = programs()
+        self.xen: Domain | None = None
         self.files: Folder = RamFolder(platform.now)
         self.terminal: Terminal | None = None
         self.devices: list[NetDevice] = []
@@ -265,6 +271,8 @@ class Guest:
         else:
             for device in self.devices:  # stage 1 has failed half-way
                 device.close()
+            if self.xen is not None:
+                self.xen.close()
 
     def _panic(self, error: Exception) -> None:
         self.panic = error

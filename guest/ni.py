@@ -16,6 +16,9 @@ from guest.net.device import IFF_RUNNING
 from guest.net.interface import Interface
 from guest.net.pbuf import PacketBuffer
 from guest.net.stack import Stack
+from hw.abi.virtio_net import VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6
+
+ETHERNET_HEADER = 14
 
 
 class NetworkInterface:
@@ -54,7 +57,15 @@ class NetworkInterface:
         self.fe.transmit(packets, "ni")
 
     def _link_changed(self) -> None:
+        self._take_over()
         self.interface.set_carrier(bool(self.fe.flags & IFF_RUNNING))
+
+    def _take_over(self) -> None:
+        """What the device segments itself, which it may learn anew each time that its link comes up."""
+        device, interface = self.fe.device, self.interface
+        most = device.gso_max_size - ETHERNET_HEADER
+        interface.gso_max_size = most if VIRTIO_NET_HDR_GSO_TCPV4 in device.gso_kinds else 0
+        interface.gso_max_size6 = most if VIRTIO_NET_HDR_GSO_TCPV6 in device.gso_kinds else 0
 
     def close(self) -> None:
         """Set the interface down and leave the front end."""

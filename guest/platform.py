@@ -8,7 +8,7 @@ physical address, interrupt lines by number, the time, and the command line.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 Format = Literal["B", "H", "I", "Q"]
@@ -54,11 +54,61 @@ class Irq(Protocol):
     def unmask(self, line: int) -> None: ...
 
 
+class XenPlatform(Protocol):
+    """What a guest that runs on Xen has beside the rest: what the domain builder tells it, and the hypercalls.
+
+    Hypercalls take and return numbers; one below 0 is an errno. Nothing of it raises.
+
+    Attributes:
+        domid: the guest's domain.
+        shared_info: address of the page with the event channels' bitmaps.
+        grant_frames: addresses of the pages of the grant table, in order.
+        store_page, store_port: the page with the rings of xenstore, and the event channel to it.
+        irq: the line that is high while virtual CPU 0 has `evtchn_upcall_pending` set.
+    """
+
+    @property
+    def domid(self) -> int: ...
+    @property
+    def shared_info(self) -> int: ...
+    @property
+    def grant_frames(self) -> Sequence[int]: ...
+    @property
+    def store_page(self) -> int: ...
+    @property
+    def store_port(self) -> int: ...
+    @property
+    def irq(self) -> int: ...
+
+    def evtchn_alloc_unbound(self, remote_domid: int) -> int:
+        """A new port that `remote_domid` may bind to."""
+
+    def evtchn_send(self, port: int) -> int:
+        """Make the other end's port pending."""
+
+    def evtchn_unmask(self, port: int) -> int:
+        """Clear the port's mask bit, and deliver what is pending."""
+
+    def evtchn_close(self, port: int) -> int:
+        """Give the port up."""
+
+    def poll(self, port: int) -> bool:
+        """Let the other domains work until `port` is pending; False when nothing that they do would make it so."""
+
+    def suspend(self) -> bool:
+        """Stop until resumed; False when that was cancelled and nothing has changed.
+
+        After a resume all event channels but the store's are closed, the grant table is empty, and the attributes may
+        have other values.
+        """
+
+
 class Platform(Protocol):
     """A machine to boot on.
 
     Attributes:
         memory, mmio, irq: as above.
+        xen: on Xen, what that adds; elsewhere None.
         cmdline: the kernel command line; `virtio_mmio.device=4K@0xd0000000:5` entries announce devices.
         rng: the guest's source of randomness, seeded by the machine.
     """
@@ -69,6 +119,8 @@ class Platform(Protocol):
     def mmio(self) -> Mmio: ...
     @property
     def irq(self) -> Irq: ...
+    @property
+    def xen(self) -> XenPlatform | None: ...
     @property
     def cmdline(self) -> str: ...
     @property

@@ -15,15 +15,26 @@ from hw.memory import AccessHook
 
 
 class IrqLine:
-    """One input of the controller. Devices call `set_level`; the level is kept here."""
+    """One input of the controller. Devices call `set_level`; the level is kept here.
 
-    __slots__ = ("_controller", "asserts", "level", "number")
+    A line whose level is a condition in memory, which the guest can end without touching the device, gets a `sense`:
+    it is asked before each delivery whether the line is still high.
+    """
+
+    __slots__ = ("_controller", "asserts", "level", "number", "sense")
 
     def __init__(self, controller: InterruptController, number: int) -> None:
         self._controller = controller
         self.number = number
         self.level = False
         self.asserts = 0
+        self.sense: Callable[[], bool] | None = None
+
+    def is_high(self) -> bool:
+        """The level as it is now."""
+        if self.level and self.sense is not None:
+            self.set_level(self.sense())
+        return self.level
 
     def set_level(self, level: bool) -> None:
         """Raise or lower the line; a repeated level changes nothing."""
@@ -81,7 +92,7 @@ class InterruptController:
         """Deliver from this line again, at once if it is high."""
         self._masked.discard(number)
         line = self._lines.get(number)
-        if line is not None and line.level:
+        if line is not None and line.is_high():
             self._request()
 
     def _request(self) -> None:
@@ -95,13 +106,13 @@ class InterruptController:
         for number in sorted(self._lines):
             # Each time anew: a handler may lower or mask other lines, or unplug the CPU.
             cpu = self._cpu
-            if cpu is not None and self._lines[number].level and number not in self._masked:
+            if cpu is not None and number not in self._masked and self._lines[number].is_high():
                 self.delivered += 1
                 cpu(number)
         self._request_pending()
 
     def _request_pending(self) -> None:
         if self._cpu is not None and any(
-            line.level and number not in self._masked for number, line in self._lines.items()
+            number not in self._masked and line.is_high() for number, line in self._lines.items()
         ):
             self._request()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypedDict
 
 from hw.abi import virtio_net as net
@@ -22,6 +23,9 @@ from hw.memory import AccessHook, GuestMemory
 from hw.virtio.mmio import VirtioMmio
 from hw.virtio.net import VirtioNet
 from hw.wire.link import Link
+from hw.xen.hypervisor import SPECIAL_BYTES, Domain, Hypervisor
+from hw.xen.netback import LING, QUEUES_MAX, Profile
+from hw.xen.vif import MTU_DEFAULT, Vif
 
 MIB = 1 << 20
 RAM_MAX = 3 << 30
@@ -29,6 +33,8 @@ SLOT_BASE = 0xD000_0000  # above the largest RAM
 SLOT_SIZE = 0x1000
 SLOTS = 64
 FIRST_IRQ = 5
+XEN_IRQ = FIRST_IRQ + SLOTS
+XEN_OUI = b"\x00\x16\x3e"  # what `xl` makes addresses of vifs with
 
 # Options of a virtio card that switch a feature off or on.
 _SWITCHES = {
@@ -38,6 +44,9 @@ _SWITCHES = {
     "indirect_desc": VIRTIO_RING_F_INDIRECT_DESC,
 }
 _NUMBERS = ("rx_queue_size", "tx_queue_size", "queue_size", "mtu")
+# Options of a Xen card that switch off something that its back end offers.
+_VIF_SWITCHES = ("sg", "gso", "ipv6_csum", "split", "multicast", "control")
+_PROFILES = {"full": Profile(), "ling": LING}
 _TRUTH = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
 
 Option = str | int | bool
@@ -48,9 +57,10 @@ class MachinePlatform:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self.memory = machine.memory.port("driver")
+        self.memory = machine.memory.port("driver", machine.memory_size)
         self.mmio = machine.bus
         self.irq = machine.irq
+        self.xen: Domain | None = machine.domain
         self.rng = machine.random("guest")
         self.now: Callable[[], int] = machine.clock.now
 
@@ -76,12 +86,26 @@ class Machine:
         cmdline: the guest's command line, without the device announcements.
         seed: with the name, decides MAC addresses and the guest's random numbers. None takes both from the host's
             entropy, so that a peer on a real network cannot know them; no two runs are then the same.
+        xen: the hypervisor that the board runs on; a board without one takes no Xen cards. The machine is a domain of
+            its own there, with special pages behind its RAM.
+
+    Attributes:
+        nics: the virtio cards, in the order of their slots.
+        vifs: the Xen cards, in the order of their handles.
+        domain: the machine's domain, or None.
 
     Raises ValueError for a size of RAM that cannot be.
     """
 
     def __init__(
-        self, loop: Loop, *, name: str = "machine", memory_size: int = 64 * MIB, cmdline: str = "", seed: int | None = 0
+        self,
+        loop: Loop,
+        *,
+        name: str = "machine",
+        memory_size: int = 64 * MIB,
+        cmdline: str = "",
+        seed: int | None = 0,
+        xen: Hypervisor | None = None,
     ) -> None:
         if memory_size > RAM_MAX:
             raise ValueError(f"{memory_size} bytes of RAM are more than the {RAM_MAX} that fit below the devices")
@@ -90,10 +114,14 @@ class Machine:
         self.name = name
         self.seed = seed
         self.cmdline = cmdline
-        self.memory = GuestMemory(memory_size)
+        self.memory_size = memory_size
+        self.memory = GuestMemory(memory_size + (SPECIAL_BYTES if xen is not None else 0))
         self.bus = Bus()
         self.irq = InterruptController(loop.call_soon)
         self.nics: list[VirtioMmio] = []
+        self.xen = xen
+        self.domain = None if xen is None else xen.create(name, self.memory, self.irq.line(XEN_IRQ))
+        self.vifs: list[Vif] = []
         self.cpu: Cpu | None = None
         self.platform = MachinePlatform(self)
 
@@ -127,13 +155,38 @@ class Machine:
         self.nics.append(transport)
         return transport
 
+    def add_xen_vif(
+        self, link: Link, *, mac: bytes | None = None, options: Mapping[str, Option] | None = None
+    ) -> Vif:
+        """Give the machine's domain another network interface, plugged into `link`.
+
+        Args:
+            mac: 6 bytes; by default made from seed, name and handle, in the range that is Xen's.
+            options: `profile` ("full", or "ling": what a LING guest expects, and the guest is told to be one), `queues`
+                (1; how many are offered), `mtu` (1500), and `sg`, `gso`, `ipv6_csum`, `split`, `multicast`,
+                `control` (on; each can be withheld).
+
+        Raises ValueError with one line for an option or value that cannot be, or when the board has no hypervisor.
+        """
+        if self.xen is None or self.domain is None:
+            raise ValueError("the machine does not run on Xen, so it takes no Xen cards")
+        handle = len(self.vifs)
+        profile, mtu = _vif_options(options or {})
+        if mac is None:
+            mac = XEN_OUI + self.random(f"vif{handle}").randbytes(3)
+        vif = Vif(self.xen, self.domain, handle, link, mac=mac, mtu=mtu, profile=profile)
+        self.vifs.append(vif)
+        return vif
+
     @property
     def full_cmdline(self) -> str:
-        """What the guest's kernel is given: `virtio_mmio.device=<size>@<base>:<irq>` for each slot, then `cmdline`."""
+        """What the kernel is given: a word for each virtio slot, one where all vifs are LING's; then `cmdline`."""
         words = [
             f"virtio_mmio.device=4K@{SLOT_BASE + slot * SLOT_SIZE:#x}:{FIRST_IRQ + slot}"
             for slot in range(len(self.nics))
         ]
+        if self.vifs and all(vif.device.profile == LING for vif in self.vifs):
+            words.append("xen_netfront.profile=plain")
         return " ".join([*words, self.cmdline]).strip()
 
     def random(self, purpose: str) -> random.Random:
@@ -166,6 +219,10 @@ class Machine:
             nic.reset()
             if isinstance(nic.device, VirtioNet):
                 nic.device.link.detach()
+        for vif in self.vifs:
+            vif.close()
+        if self.xen is not None and self.domain is not None:
+            self.xen.destroy(self.domain)
 
     # -- looking in ------------------------------------------------------------------------------------------------
 
@@ -183,6 +240,9 @@ class Machine:
                 found[f"wire {nic.device.link.name}"] = nic.device.link.counters
             found[f"nic{slot} device"] = nic.device.counters
             found[f"nic{slot} virtio-mmio"] = nic.counters
+        for handle, vif in enumerate(self.vifs):
+            found[f"wire {vif.device.link.name}"] = vif.device.link.counters
+            found[f"vif{handle} netback"] = vif.device.counters
         found["machine"] = Counter(interrupts=self.irq.delivered, bus_unmapped=self.bus.unmapped)
         return found
 
@@ -204,6 +264,27 @@ def _number(name: str, value: Option, low: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(f"{name}={value}: a number from {low} to {high} is needed")
     return number
+
+
+def _vif_options(options: Mapping[str, Option]) -> tuple[Profile, int]:
+    """What a Xen back end offers, and its MTU, from the words that a user writes."""
+    given = dict(options)
+    name = str(given.pop("profile", "full"))
+    if name not in _PROFILES:
+        raise ValueError(f"profile={name}: say {' or '.join(_PROFILES)}")
+    profile = _PROFILES[name]
+    mtu = _number("mtu", given.pop("mtu", MTU_DEFAULT), net.MTU_MIN, net.MTU_MAX)
+    queues = _number("queues", given.pop("queues", 1), 1, QUEUES_MAX)
+    if profile == LING and queues > 1:
+        raise ValueError(f"queues={queues}: a LING card has one queue")
+    switches: dict[str, bool] = {}
+    for option, value in given.items():
+        if option in _VIF_SWITCHES:
+            switches[option] = _switch(option, value)
+        else:
+            known = ", ".join(sorted([*_VIF_SWITCHES, "mtu", "profile", "queues"]))
+            raise ValueError(f"a Xen card has no option {option!r}; it has {known}")
+    return replace(profile, queues=queues, **switches), mtu
 
 
 class CardOptions(TypedDict):

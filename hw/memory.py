@@ -63,6 +63,9 @@ class AccessHook:
     def interrupt(self, line: int, level: bool) -> None:
         """An interrupt line changed its level."""
 
+    def hypercall(self, who: str, name: str, argument: int, result: int) -> None:
+        """A guest on Xen called its hypervisor; a result below 0 is an errno."""
+
 
 class FieldView(Protocol):
     """Item access to cells of one width; both memoryview and `ObservedView` are one."""
@@ -190,9 +193,12 @@ class GuestMemory:
             return view
         return ObservedView(view, addr, size, who, self._hook)
 
-    def port(self, who: str) -> MemoryPort:
-        """This RAM as one side sees it: `who` is told to the hook with every access."""
-        return MemoryPort(self, who)
+    def port(self, who: str, size: int | None = None) -> MemoryPort:
+        """This RAM as one side sees it: `who` is told to the hook with every access.
+
+        A `size` smaller than RAM leaves out the end of it, which can still be reached by who knows of it.
+        """
+        return MemoryPort(self, who, self.size if size is None else size)
 
 
 class MemoryPort:
@@ -200,11 +206,11 @@ class MemoryPort:
 
     __slots__ = ("_memory", "base", "on_reopen", "size", "span", "who")
 
-    def __init__(self, memory: GuestMemory, who: str) -> None:
+    def __init__(self, memory: GuestMemory, who: str, size: int) -> None:
         self._memory = memory
         self.who = who
         self.base = memory.base
-        self.size = memory.size
+        self.size = size
         self.span = memory.span
         self.on_reopen = memory.on_reopen
 

@@ -1,38 +1,69 @@
-"""Boards for tests of the whole guest: machines on one virtual clock, hubs, cables, and a peer played by the test."""
+"""Boards for tests of the whole guest: machines on one virtual clock, hubs, cables, and a peer played by the test.
+
+A board has one model of card, unless a guest is given another.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from guest.kernel import Guest
+from hw.abi.xen_bus import BACKEND_ID, XenbusStateClosed
 from hw.clock import VirtualClock
 from hw.loop import Loop
-from hw.machine import Machine
+from hw.machine import Machine, Option
 from hw.wire.cable import cable
 from hw.wire.link import Frame, Link, Receiver, frame_bytes
+from hw.xen.hypervisor import Hypervisor
 
 SECOND = 1_000_000
 STATIC = "-ipaddr 10.0.0.2 -netmask 255.255.255.0 -gateway 10.0.0.1"
 
 
+# Models of cards, with the options that each is made with. What all have to do alike is tested over `CARDS`; frames of
+# several flows keep their order only on those that have one queue.
+OPTIONS: dict[str, dict[str, Option]] = {
+    "virtio": {},
+    "xen-ling": {"profile": "ling"},
+    "xen-full": {},
+    "xen-queues": {"queues": 2},
+}
+CARDS = ("virtio", "xen-ling", "xen-full")
+
+
 class Board:
     """A loop and what is on it; `close` unwinds the guests and checks that nothing is left."""
 
-    def __init__(self) -> None:
+    def __init__(self, card: str = "virtio") -> None:
         self.loop = Loop(VirtualClock())
+        self.card = card
+        self.host: Hypervisor | None = None  # that the machines run on which have Xen cards
         self.guests: list[Guest] = []
         self.machines: dict[str, Machine] = {}
 
-    def guest(self, cmdline: str = "", *links: Link, name: str = "guest", seed: int = 0) -> Guest:
-        """A machine with a card on each link, and a guest plugged into it that has not run yet."""
-        machine = Machine(self.loop, name=name, cmdline=cmdline, seed=seed)
+    def machine(
+        self, cmdline: str = "", *links: Link, name: str = "guest", seed: int = 0, card: str = "", **more: Any
+    ) -> Machine:
+        """A machine with a card on each link: the board's model, or `card`."""
+        model = card or self.card
+        if model != "virtio" and self.host is None:
+            self.host = Hypervisor(self.loop)
+        host = None if model == "virtio" else self.host
+        machine = Machine(self.loop, name=name, cmdline=cmdline, seed=seed, xen=host, **more)
         for link in links:
-            machine.add_virtio_net(link)
+            add: Callable[..., object] = machine.add_virtio_net if model == "virtio" else machine.add_xen_vif
+            add(link, options=OPTIONS[model])
+        self.machines[name] = machine
+        return machine
+
+    def guest(self, cmdline: str = "", *links: Link, name: str = "guest", seed: int = 0, card: str = "") -> Guest:
+        """A machine with a card on each link, and a guest plugged into it that has not run yet."""
+        machine = self.machine(cmdline, *links, name=name, seed=seed, card=card)
         guest = Guest(machine.platform, name=name)
         machine.power_on(guest)
         self.guests.append(guest)
-        self.machines[name] = machine
         return guest
 
     def peer(self) -> tuple[Link, Peer]:
@@ -49,9 +80,9 @@ class Board:
         chosen = guests or tuple(self.guests)
         self.loop.run(until=lambda: all(guest.booted or guest.halted for guest in chosen), deadline=60 * SECOND)
 
-    def boot(self, cmdline: str = "", *links: Link, name: str = "guest", seed: int = 0) -> Guest:
+    def boot(self, cmdline: str = "", *links: Link, name: str = "guest", seed: int = 0, card: str = "") -> Guest:
         """A guest that has booted or halted."""
-        guest = self.guest(cmdline, *links, name=name, seed=seed)
+        guest = self.guest(cmdline, *links, name=name, seed=seed, card=card)
         self.settle(guest)
         return guest
 
@@ -64,6 +95,48 @@ class Board:
         for guest in self.guests:
             assert guest.leaks == [], guest.log.text()
             assert guest.panic is None, guest.log.text()
+
+
+def macs(machine: Machine) -> list[bytes]:
+    """The addresses of a machine's cards, in the order in which a guest finds them."""
+    return [nic.device.mac for nic in machine.nics] + [vif.mac for vif in machine.vifs]  # type: ignore[attr-defined]
+
+
+def posted(guest: Guest, eth: int = 0) -> tuple[int, int]:
+    """How many receive buffers a card of the guest has posted, and how many it could."""
+    driver: Any = guest.devices[eth]
+    rings = [queue.rx.ring for queue in driver.queues] if hasattr(driver, "queues") else [driver.rx.ring]
+    return sum(ring.in_flight for ring in rings), sum(ring.size for ring in rings)
+
+
+def wire_of(machine: Machine, eth: int = 0) -> Link:
+    """What a card is plugged into."""
+    device: Any = machine.nics[eth].device if machine.nics else machine.vifs[eth].device
+    return device.link  # type: ignore[no-any-return]
+
+
+def is_reset(machine: Machine, eth: int = 0) -> bool:
+    """Whether the device behind a card is as it was before a driver came."""
+    if machine.nics:
+        return machine.nics[eth].status == 0
+    device = machine.vifs[eth].device
+    return not device.queues and device.state == XenbusStateClosed
+
+
+def spoil(machine: Machine, eth: int) -> None:
+    """Make a card one that no driver can bring up."""
+    if machine.vifs:
+        vif = machine.vifs[eth]
+        vif.host.store.remove(f"{vif.device.frontend}/{BACKEND_ID}")
+        return
+    transport = machine.nics[eth]
+    read = transport.mmio_read
+
+    def never_features_ok(offset: int, size: int) -> int:
+        value = read(offset, size)
+        return value & ~8 if offset == 0x70 else value
+
+    transport.mmio_read = never_features_ok  # type: ignore[method-assign]
 
 
 class Peer(Receiver):

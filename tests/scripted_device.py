@@ -338,6 +338,7 @@ class ScriptedMachine:
         self.memory = self.ram.port("driver")
         self.mmio = self.bus
         self.irq = self
+        self.xen = None
         self.cmdline = announced if words is None else words
         self.rng = random.Random(1)
         self.now = self.clock.now

@@ -214,12 +214,19 @@ def tcp_host(mtu: int = 1500) -> Iterator[Namespace]:
 
 @contextmanager
 def tcp_guest(
-    host: Namespace, wire: str = "tap:t0", *, words: str = "", mtu: int = 1500, pcap: Path | None = None
+    host: Namespace,
+    wire: str = "tap:t0",
+    *,
+    card: str = "virtio",
+    words: str = "",
+    mtu: int = 1500,
+    pcap: Path | None = None,
 ) -> Iterator[Session]:
     """A guest on the TAP with an address of each family; its TCP checks its invariants after every segment."""
     cmdline = f"-ipaddr {GUEST4} -netmask 255.255.255.0 {words}"
     with host.entered():
-        session = vring.boot(nic=f"virtio:mac={MAC},mtu={mtu}", wire=wire, cmdline=cmdline, pcap=pcap)
+        nic = f"{card}{',' if ':' in card else ':'}mac={MAC},mtu={mtu}"
+        session = vring.boot(nic=nic, wire=wire, cmdline=cmdline, pcap=pcap)
     with session:
         assert has_address(session, GUEST4)
         session.calls.if_add_addr("eth0", GUEST6, 64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import struct
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from types import ModuleType
 import pytest
 
 import hw.abi
-from hw.abi import virtio_mmio, virtio_net, virtio_ring
+from hw.abi import virtio_mmio, virtio_net, virtio_ring, xen_event, xen_grant, xen_netif, xen_ring, xen_store
 from hw.abi.layout import Layout
 from tests.requirements import require_header, require_program
 
@@ -27,7 +28,20 @@ HEADERS = {
     "hw.abi.virtio_mmio": ["linux/virtio_mmio.h"],
     "hw.abi.virtio_net": ["linux/virtio_net.h"],
     "hw.abi.if_tun": ["linux/if_tun.h"],
+    "hw.abi.xen": ["xen/xen.h"],
+    "hw.abi.xen_ring": ["xen/xen.h", "xen/io/netif.h"],
+    "hw.abi.xen_netif": ["xen/xen.h", "xen/io/netif.h"],
+    "hw.abi.xen_grant": ["xen/xen.h", "xen/grant_table.h"],
+    "hw.abi.xen_event": ["xen/xen.h", "xen/event_channel.h"],
+    "hw.abi.xen_store": ["errno.h", "xen/io/xs_wire.h"],
+    "hw.abi.xen_bus": ["xen/io/xenbus.h"],
 }
+
+# What must be said before Xen's headers are read: which edition of the interface is meant.
+DEFINES = ["-D__XEN_INTERFACE_VERSION__=__XEN_LATEST_INTERFACE_VERSION__"]
+
+# Constants that a header has as enumerators, which #ifdef does not see. All of them are compared.
+ENUMERATORS = {"hw.abi.xen_store": "XS_", "hw.abi.xen_bus": "XenbusState"}
 
 # Modules that describe no header: how layouts are written down.
 NO_HEADER = {"hw.abi.layout"}
@@ -82,6 +96,47 @@ NOT_IN_EVERY_HEADER: dict[str, dict[str, tuple[int | None, str]]] = {
         "TUN_F_USO4": (0x20, "Linux 6.2, linux/if_tun.h"),
         "TUN_F_USO6": (0x40, "Linux 6.2, linux/if_tun.h"),
     },
+    "hw.abi.xen": {
+        "XEN_PAGE_SIZE": (4096, "xen/io/ring.h, XEN_PAGE_SHIFT: always 4 KiB"),
+        "DOM0": (0, "ours: the first domain"),
+    },
+    "hw.abi.xen_ring": {
+        "SRING_HEADER_SIZE": (None, "ours: compared below with offsetof"),
+        "REQ_PROD": (None, "ours: compared below with offsetof"),
+        "REQ_EVENT": (None, "ours: compared below with offsetof"),
+        "RSP_PROD": (None, "ours: compared below with offsetof"),
+        "RSP_EVENT": (None, "ours: compared below with offsetof"),
+        "PROD_INIT": (0, "xen/io/ring.h, SHARED_RING_INIT"),
+        "EVENT_INIT": (1, "xen/io/ring.h, SHARED_RING_INIT"),
+    },
+    "hw.abi.xen_netif": {
+        "TX_SLOT_SIZE": (None, "ours: compared below with sizeof"),
+        "RX_SLOT_SIZE": (None, "ours: compared below with sizeof"),
+        "CTRL_SLOT_SIZE": (None, "ours: compared below with sizeof"),
+        "NET_RING_SLOTS": (None, "ours: compared below with __RING_SIZE"),
+    },
+    "hw.abi.xen_grant": {
+        "GRANT_ENTRY_SIZE": (8, "ours: the size of a layout"),
+        "GRANTS_PER_FRAME": (512, "ours: entries in a page"),
+    },
+    "hw.abi.xen_event": {
+        "SHARED_INFO_VCPU_INFO": (None, "ours: compared below with offsetof"),
+        "SHARED_INFO_EVTCHN_PENDING": (None, "ours: compared below with offsetof"),
+        "SHARED_INFO_EVTCHN_MASK": (None, "ours: compared below with offsetof"),
+        "UPCALL_PENDING": (None, "ours: compared below with offsetof"),
+        "UPCALL_MASK": (None, "ours: compared below with offsetof"),
+        "PENDING_SEL": (None, "ours: compared below with offsetof"),
+        "EVTCHN_WORD_BITS": (64, "xen/xen.h, xen_ulong_t"),
+        "EVTCHN_WORDS": (64, "xen/xen.h, struct shared_info"),
+    },
+    "hw.abi.xen_store": dict.fromkeys(
+        (
+            "STORE_REQ", "STORE_RSP", "REQ_CONS", "REQ_PROD", "RSP_CONS", "RSP_PROD",
+            "SERVER_FEATURES", "CONNECTION", "ERROR",
+        ),
+        (None, "ours: compared below with offsetof"),
+    ),
+    "hw.abi.xen_bus": {},
 }
 
 
@@ -96,7 +151,8 @@ def sheets() -> dict[str, ModuleType]:
 
 
 def constants_of(module: ModuleType) -> dict[str, int]:
-    return {name: value for name, value in vars(module).items() if name.isupper() and type(value) is int}
+    """Its numbers, under the headers' names; Xen's are part lower case."""
+    return {name: value for name, value in vars(module).items() if name[0].isupper() and type(value) is int}
 
 
 def layouts_of(module: ModuleType) -> list[Layout]:
@@ -114,7 +170,7 @@ def run_c(directory: Path, headers: Iterable[str], body: Iterable[str]) -> list[
     )
     (directory / "say.c").write_text(source)
     built = subprocess.run(
-        ["gcc", "-o", "say", "say.c"], cwd=directory, capture_output=True, text=True, check=False
+        ["gcc", *DEFINES, "-o", "say", "say.c"], cwd=directory, capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, f"the headers do not have what the data sheet names:\n{built.stderr}"
     said = subprocess.run([directory / "say"], capture_output=True, text=True, check=True)
@@ -140,17 +196,23 @@ def layouts_in_c(directory: Path, headers: Iterable[str], layouts: Iterable[Layo
 
 def layouts_here(layouts: Iterable[Layout]) -> dict[str, dict[str, list[int]]]:
     """The same of the data sheet."""
-    return {
-        layout.name: {".": [0, layout.size]}
-        | {name: [field.offset, field.size] for name, field in layout.fields.items()}
-        for layout in layouts
-    }
+    found: dict[str, dict[str, list[int]]] = {}
+    for layout in layouts:
+        struct = found.setdefault(layout.name, {})
+        struct["."] = [0, layout.size]
+        struct.update({name: [field.offset, field.size] for name, field in layout.fields.items()})
+    return found
 
 
-def constants_in_c(directory: Path, headers: Iterable[str], names: Iterable[str]) -> dict[str, int]:
-    """The values of those of `names` that the headers define as macros."""
+def constants_in_c(
+    directory: Path, headers: Iterable[str], names: Iterable[str], enumerators: str | None = None
+) -> dict[str, int]:
+    """The values of those of `names` that the headers define as macros or, below a prefix, as enumerators."""
     body = [
-        f'#ifdef {name}\nprintf("{name} %llu\\n", (unsigned long long)({name}));\n#endif' for name in names
+        f'printf("{name} %lld\\n", (long long)({name}));'
+        if enumerators is not None and name.startswith(enumerators)
+        else f'#ifdef {name}\nprintf("{name} %lld\\n", (long long)({name}));\n#endif'
+        for name in names
     ]
     return {name: int(value) for name, value in run_c(directory, headers, body)}
 
@@ -165,7 +227,7 @@ def test_constants_are_those_of_the_headers(name: str, tmp_path: Path) -> None:
     ours = constants_of(sheets()[name])
     assert ours, "the data sheet has no constant: it cannot be compared"
 
-    theirs = constants_in_c(tmp_path, HEADERS[name], ours)
+    theirs = constants_in_c(tmp_path, HEADERS[name], ours, ENUMERATORS.get(name))
 
     assert {constant: ours[constant] for constant in theirs} == theirs
     unknown = set(ours) - set(theirs)
@@ -291,3 +353,92 @@ def test_a_feature_needs_only_features_that_have_names() -> None:
     needed = {bit for ways in virtio_net.FEATURE_REQUIRES.values() for way in ways for bit in way}
 
     assert needed | set(virtio_net.FEATURE_REQUIRES) <= set(virtio_net.FEATURE_NAMES)
+
+
+def test_a_shared_ring_lies_as_ring_h_lays_it(tmp_path: Path) -> None:
+    kinds = {
+        "netif_tx": (xen_netif.TX_SLOT_SIZE, xen_netif.NETIF_TX_REQUEST, xen_netif.NETIF_TX_RESPONSE),
+        "netif_rx": (xen_netif.RX_SLOT_SIZE, xen_netif.NETIF_RX_REQUEST, xen_netif.NETIF_RX_RESPONSE),
+        "xen_netif_ctrl": (
+            xen_netif.CTRL_SLOT_SIZE, xen_netif.XEN_NETIF_CTRL_REQUEST, xen_netif.XEN_NETIF_CTRL_RESPONSE
+        ),
+    }  # fmt: skip
+    body = [
+        'printf("%zu %zu %zu %zu %zu %zu %u\\n",'
+        + ",".join(f" offsetof(struct {kind}_sring, {field})" for field in ("req_prod", "req_event", "rsp_prod"))
+        + f", offsetof(struct {kind}_sring, rsp_event), offsetof(struct {kind}_sring, ring),"
+        f" sizeof(union {kind}_sring_entry), __RING_SIZE((struct {kind}_sring *)0, 4096));"
+        for kind in kinds
+    ]
+
+    theirs = [list(map(int, line)) for line in run_c(tmp_path, HEADERS["hw.abi.xen_netif"], body)]
+
+    for line, (slot, request, response) in zip(theirs, kinds.values(), strict=True):
+        places = [xen_ring.REQ_PROD, xen_ring.REQ_EVENT, xen_ring.RSP_PROD, xen_ring.RSP_EVENT]
+        assert line == [*places, xen_ring.SRING_HEADER_SIZE, slot, xen_ring.ring_size(4096, slot)]
+        assert slot == max(request.size, response.size)
+    assert theirs[0][-1] == theirs[1][-1] == xen_netif.NET_RING_SLOTS
+
+
+@pytest.mark.parametrize(
+    ("code", "layout"),
+    [
+        (xen_netif.TX_REQUEST, xen_netif.NETIF_TX_REQUEST),
+        (xen_netif.TX_RESPONSE, xen_netif.NETIF_TX_RESPONSE),
+        (xen_netif.RX_REQUEST, xen_netif.NETIF_RX_REQUEST),
+        (xen_netif.RX_RESPONSE, xen_netif.NETIF_RX_RESPONSE),
+        (xen_netif.EXTRA_GSO, xen_netif.NETIF_EXTRA_GSO),
+        (xen_netif.EXTRA_MCAST, xen_netif.NETIF_EXTRA_MCAST),
+        (xen_netif.EXTRA_HASH, xen_netif.NETIF_EXTRA_HASH),
+        (xen_grant.GRANT_ENTRY, xen_grant.GRANT_ENTRY_V1),
+        (xen_store.MESSAGE, xen_store.XSD_SOCKMSG),
+    ],
+)
+def test_xen_structs_of_the_data_path_are_the_layouts(code: struct.Struct, layout: Layout) -> None:
+    assert code.format == "<" + "".join(field.format for field in layout.fields.values())
+
+
+def test_flags_of_the_two_net_rings_swap_their_first_bits() -> None:
+    assert (xen_netif.NETTXF_csum_blank, xen_netif.NETTXF_data_validated) == (1, 2), "xen/io/netif.h"
+    assert (xen_netif.NETRXF_data_validated, xen_netif.NETRXF_csum_blank) == (1, 2), "xen/io/netif.h"
+
+
+def test_the_shared_info_page_lies_as_xen_h_lays_it(tmp_path: Path) -> None:
+    places = {
+        "struct shared_info, vcpu_info": xen_event.SHARED_INFO_VCPU_INFO,
+        "struct shared_info, evtchn_pending": xen_event.SHARED_INFO_EVTCHN_PENDING,
+        "struct shared_info, evtchn_mask": xen_event.SHARED_INFO_EVTCHN_MASK,
+        "struct vcpu_info, evtchn_upcall_pending": xen_event.UPCALL_PENDING,
+        "struct vcpu_info, evtchn_upcall_mask": xen_event.UPCALL_MASK,
+        "struct vcpu_info, evtchn_pending_sel": xen_event.PENDING_SEL,
+    }
+    body = [f'printf("%zu\\n", offsetof({place}));' for place in places]
+    body.append('printf("%zu\\n", sizeof(((struct shared_info *)0)->evtchn_pending));')
+
+    theirs = [int(line[0]) for line in run_c(tmp_path, HEADERS["hw.abi.xen_event"], body)]
+
+    assert theirs == [*places.values(), xen_event.EVTCHN_2L_NR_CHANNELS // 8]
+
+
+def test_the_store_page_lies_as_xs_wire_h_lays_it(tmp_path: Path) -> None:
+    fields = xen_store.XENSTORE_DOMAIN_INTERFACE.fields
+    ours = [
+        xen_store.STORE_REQ, xen_store.STORE_RSP, xen_store.REQ_CONS, xen_store.REQ_PROD, xen_store.RSP_CONS,
+        xen_store.RSP_PROD, xen_store.SERVER_FEATURES, xen_store.CONNECTION, xen_store.ERROR,
+    ]  # fmt: skip
+    body = [f'printf("%zu\\n", offsetof(struct xenstore_domain_interface, {field}));' for field in fields]
+
+    theirs = [int(line[0]) for line in run_c(tmp_path, HEADERS["hw.abi.xen_store"], body)]
+
+    assert theirs == ours == [field.offset for field in fields.values()]
+
+
+def test_the_store_knows_the_errors_of_xs_wire_h(tmp_path: Path) -> None:
+    body = [
+        "for (size_t i = 0; i < sizeof xsd_errors / sizeof *xsd_errors; i++)",
+        '  printf("%s\\n", xsd_errors[i].errstring);',
+    ]
+
+    theirs = [line[0] for line in run_c(tmp_path, HEADERS["hw.abi.xen_store"], body)]
+
+    assert tuple(theirs) == xen_store.XSD_ERRORS

@@ -43,7 +43,7 @@ def test_each_board_has_a_line_and_the_line_comes_from_its_file(command) -> None
     lines = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in said.out.splitlines())
     assert (said.status, said.err) == (0, "")
     assert lines == {name: summary(path) for name, path in shipped().items()}
-    assert {"qemu-user", "two-guests", "lab"} <= set(lines)
+    assert {"qemu-user", "two-guests", "lab", "ling"} <= set(lines)
     assert all(20 < len(line) <= 120 for line in lines.values()), lines
 
 
@@ -55,8 +55,28 @@ def test_each_board_file_is_a_board_that_says_what_it_shows(path: Path) -> None:
 
 def test_a_board_is_found_by_name_and_a_wrong_name_tells_which_there_are() -> None:
     assert find("lab").guests[1].name == "middle"
-    with pytest.raises(ConfigError, match=r"'lap'.*lab, qemu-user"):
+    with pytest.raises(ConfigError, match=r"'lap'.*lab, ling, qemu-user"):
         find("lap")
+
+
+# -- ling ------------------------------------------------------------------------------------------------------------
+
+
+def test_a17_ling_has_ip_on_one_xen_card_and_an_outlet_on_the_other(command) -> None:
+    ran = command("boot", "ling", "--rings")
+
+    assert (ran.status, ran.err) == (0, "")
+    for expected in (
+        r"ling +│ .*command line: xen_netfront\.profile=plain .*",
+        r"ling +│ eth1 < ARP who-has 10\.0\.9\.9 tell 10\.0\.9\.1",
+        r"ling +│ 3 packets transmitted, 3 received, 0% packet loss, time \d+ms",
+    ):
+        assert re.search(f"^{expected}$", ran.out, re.MULTILINE), expected
+    with vring.boot("ling") as machine:
+        machine.run(seconds=0.1)
+        plain, full, _ = (guest.devices[0] for guest in machine.guests)
+        assert (len(plain.queues), plain.gso_kinds) == (1, frozenset())
+        assert (len(full.queues), len(full.gso_kinds)) == (2, 2)
 
 
 # -- lab -------------------------------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vring.demos import DEMOS, play, rx, tx
+from vring.demos import DEMOS, play, rx, tx, xen
 from vring.demos.recorder import Access, cut, key_of
 from vring.demos.stage import Recording
+from vring.view.xen_rings import XenSnapshot
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD: dict[str, Callable[[int], Recording]] = {"tx": tx.record, "rx": rx.record}
+RECORD: dict[str, Callable[[int], Recording]] = {"tx": tx.record, "rx": rx.record, "xen": xen.record}
 
 
 def shown(name: str, seed: int = 0) -> str:
@@ -66,7 +67,46 @@ def test_a_frame_is_received_in_the_order_of_the_standard() -> None:
     assert ("driver", "avail.idx", 11, 12) in done
 
 
-@pytest.mark.parametrize("name", DEMOS)
+def test_a_frame_on_a_xen_card_goes_through_request_grant_copy_response_event() -> None:
+    recording = xen.record()
+
+    assert keys(recording) == [
+        "program", "prepare", "request", "publish", "notify", "fetch", "grant", "copy", "wire", "response", "event",
+        "ask", "upcall", "poll",
+    ]  # fmt: skip
+    done = stores(recording)
+    order = [
+        ("driver", "request[3].gref"), ("driver", "request[3].id+size"), ("driver", "req_prod"),
+        ("device", "response[3].id+status"), ("device", "rsp_prod"),
+        ("xen", "evtchn_pending[0]"), ("xen", "evtchn_pending_sel"), ("xen", "evtchn_upcall_pending"),
+        ("driver", "evtchn_upcall_pending"), ("driver", "evtchn_pending_sel"), ("driver", "evtchn_pending[0]"),
+    ]  # fmt: skip
+    found = [(who, name) for who, name, _, _ in done]
+    assert [found.index(each) for each in order] == sorted(found.index(each) for each in order)
+    for side, ours in (("driver", ("req_prod", "rsp_event")), ("device", ("rsp_prod", "req_event"))):
+        assert {who for who, name, _, _ in done if name in ours} == {side}
+
+
+def test_on_a_xen_card_the_request_the_grant_and_the_copy_are_of_one_page() -> None:
+    recording = xen.record(3)
+    accesses = [access for step in recording.steps for access in step.accesses]
+
+    (gref,) = [each.new for each in accesses if each.kind == "store" and each.name == "request[3].gref"]
+    (size,) = [each.new >> 16 for each in accesses if each.kind == "store" and each.name == "request[3].id+size"]
+    (entry,) = [each for each in accesses if each.name.startswith("grant_table")]
+    (copy,) = [each for each in accesses if each.kind == "copy"]
+    assert (entry.name, copy.name) == (f"grant_table[{gref}]", f"page of gref {gref}")
+    assert entry.new & 7 == 5, "permit_access, readonly"
+    assert entry.new >> 32 == copy.addr >> 12
+    assert copy.size == size == len(copy.data)
+    assert {access.data for access in accesses if access.kind in ("note", "copy")} == {copy.data}, "one frame all along"
+    (call,) = [each for each in accesses if each.kind == "call"]
+    assert (call.name, call.text) == ("EVTCHNOP_send", "port 2, answer 0")
+    assert isinstance(recording.first, XenSnapshot)
+    assert recording.first.ports[0] == 2
+
+
+@pytest.mark.parametrize("name", ["tx", "rx"])
 def test_the_bytes_that_dma_moved_are_the_frame(name: str) -> None:
     recording = RECORD[name](5)
     accesses = [access for step in recording.steps for access in step.accesses]
@@ -101,11 +141,10 @@ def test_a_demo_fits_and_has_no_colours_when_piped(name: str) -> None:
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text.replace("…then", "").replace("descriptor…", ""), "a cell was cut off"
-    assert "0x10" in text
-    assert "avail.idx" in text
+    assert ("req_prod" if name == "xen" else "avail.idx") in text
     assert "00 " * 16 not in text, "bytes of the buffer that nobody wrote"
-    assert "QUEUE_NOTIFY" in text
-    assert "interrupt line 5" in text
+    assert ("EVTCHNOP_send" if name == "xen" else "QUEUE_NOTIFY") in text
+    assert f"interrupt line {69 if name == 'xen' else 5}" in text
 
 
 def test_cutting_loses_no_access_and_keeps_their_order_inside_a_side() -> None:
@@ -149,4 +188,4 @@ def test_demos_are_listed_and_an_unknown_one_is_a_mistake() -> None:
     assert [line.split()[0] for line in demo().stdout.splitlines()] == list(DEMOS)
     said = demo("zx")
     assert (said.returncode, said.stdout) == (2, "")
-    assert said.stderr == "vring: there is no demo 'zx'; demos are tx, rx\n"
+    assert said.stderr == "vring: there is no demo 'zx'; demos are tx, rx, xen\n"

@@ -14,13 +14,13 @@ from hw.wire.cable import cable
 from hw.wire.link import Link
 from tests.dhcp_peer import Server
 from tests.dhcp_world import OFFERED, SERVER
-from tests.guest_board import SECOND, Board, arp
+from tests.guest_board import CARDS, SECOND, Board, arp, wire_of
 from tests.test_guest_boot import place, texts
 
 
-@pytest.fixture
-def board() -> Iterator[Board]:
-    made = Board()
+@pytest.fixture(params=CARDS)
+def board(request: pytest.FixtureRequest) -> Iterator[Board]:
+    made = Board(request.param)
     yield made
     made.close()
 
@@ -269,10 +269,10 @@ def test_after_the_link_was_away_the_lease_is_confirmed(board: Board, served: tu
     guest, server = served
     board.run(5)
     server.heard.clear()
-    card = board.machines["guest"].nics[0].device
-    card.set_link(False)
+    wire = wire_of(board.machines["guest"])
+    wire.set_carrier(False)
     board.run(1)
-    card.set_link(True)
+    wire.set_carrier(True)
     board.run(1)
     assert server.kinds() == ["request 0.0.0.0 > 255.255.255.255"]
     assert addresses(guest) == [f"{OFFERED}/24"]

@@ -12,12 +12,12 @@ from guest.apps.decode import decode
 from guest.kernel import Guest
 from hw.wire.impair import ImpairedLink
 from tests.fakes import frame
-from tests.guest_board import STATIC, Board, Peer, arp, echo
+from tests.guest_board import CARDS, STATIC, Board, Peer, arp, echo
 
 
-@pytest.fixture
-def board() -> Iterator[Board]:
-    made = Board()
+@pytest.fixture(params=CARDS)
+def board(request: pytest.FixtureRequest) -> Iterator[Board]:
+    made = Board(request.param)
     yield made
     made.close()
 

@@ -19,12 +19,12 @@ from hw.machine import Machine
 from hw.wire.cable import cable
 from hw.wire.hub import Hub
 from tests.fakes import frame
-from tests.guest_board import SECOND, STATIC, Board, arp, echo
+from tests.guest_board import CARDS, SECOND, STATIC, Board, arp, echo, is_reset, macs, spoil
 
 
-@pytest.fixture
-def board() -> Iterator[Board]:
-    made = Board()
+@pytest.fixture(params=CARDS)
+def board(request: pytest.FixtureRequest) -> Iterator[Board]:
+    made = Board(request.param)
     yield made
     made.close()
 
@@ -82,9 +82,8 @@ def test_the_same_seed_gives_the_same_log_byte_for_byte(seed: int) -> None:
 def test_every_card_becomes_a_front_end_of_its_own(board: Board, count: int) -> None:
     ends = [board.peer() for _ in range(count)]
     guest = board.boot("", *(near for near, _ in ends))
-    cards = board.machines["guest"].nics
     assert [fe.name for fe in guest.fes] == [f"eth{index}" for index in range(count)]
-    assert [fe.mac for fe in guest.fes] == [card.device.mac for card in cards]
+    assert [fe.mac for fe in guest.fes] == macs(board.machines["guest"])
     assert len({fe.mac for fe in guest.fes}) == count
     for index, (_, peer) in enumerate(ends):
         peer.send(*(frame(number) for number in range(index + 1)))
@@ -100,14 +99,7 @@ def test_front_ends_end_at_the_first_gap(board: Board) -> None:
     ends = [board.peer() for _ in range(3)]
     guest = board.guest("", *(near for near, _ in ends))
     platform = guest.platform
-    second = board.machines["guest"].nics[1]
-    read = second.mmio_read
-
-    def never_features_ok(offset: int, size: int) -> int:
-        value = read(offset, size)
-        return value & ~8 if offset == 0x70 else value
-
-    second.mmio_read = never_features_ok  # type: ignore[method-assign]
+    spoil(board.machines["guest"], 1)
     board.settle()
     assert [fe.name for fe in guest.fes] == ["eth0"]
     assert guest.platform is platform
@@ -313,12 +305,11 @@ def test_link_changes_reach_the_interface_and_the_log(board: Board) -> None:
     near, _ = board.peer()
     guest = board.boot(STATIC, near)
     assert guest.ni is not None
-    card = board.machines["guest"].nics[0].device
-    card.set_link(False)
+    near.set_carrier(False)
     board.run(0.1)
     assert not guest.ni.flags & IFF_RUNNING
     assert place(guest, "link: eth0 no carrier")
-    card.set_link(True)
+    near.set_carrier(True)
     board.run(0.1)
     assert guest.ni.flags & IFF_RUNNING
     assert place(guest, "link: eth0 running")
@@ -454,7 +445,7 @@ def test_close_unwinds_programs_outlets_and_drivers(board: Board) -> None:
     assert guest.leaks == []
     assert len(guest.outlets) == 0
     assert guest.services.dma.free_bytes == guest.services.dma.size
-    assert board.machines["guest"].nics[0].status == 0, "the device was reset"
+    assert is_reset(board.machines["guest"])
     with pytest.raises(RuntimeError):
         guest.spawn("idle")
 
@@ -508,7 +499,7 @@ def test_interrupts_before_the_boot_and_after_the_halt_mask_their_line(board: Bo
     for number in (8, 9, 10):
         controller.line(number).set_level(True)
     controller.deliver()
-    assert delivered == [10]
+    assert [number for number in delivered if number in (8, 9, 10)] == [10]
     controller.line(10).set_level(False)
 
 

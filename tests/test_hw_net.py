@@ -311,10 +311,17 @@ def test_frames_above_the_negotiated_mtu_are_not_passed_on() -> None:
     assert bench.rx.used() == [(0, 1526)]
 
 
-def test_a_partial_checksum_is_kept_from_a_driver_that_cannot_finish_it() -> None:
+def test_a_partial_checksum_is_finished_for_a_driver_that_cannot() -> None:
     bench = Bench()
     bench.post(2048)
     assert bench.device.receive([(header(flags=1, start=14, offset=16), [FRAME])]) == 1
+    assert bench.read(IN, 12) == struct.pack("<BBHHHHH", 0, 0, 0, 0, 0, 0, 1)
+    whole = bench.read(IN + 12 + 14, 46)
+    (pseudo,) = struct.unpack_from(">H", FRAME, 30)  # what stood in the place of the checksum: the pseudo-header's sum
+    assert (sum(struct.unpack(">23H", whole)) + pseudo) % 0xFFFF == 0
+    assert whole[:16] + whole[18:] == FRAME[14:30] + FRAME[32:]
+    assert bench.device.counters["rx_finished"] == 1
+    assert bench.device.receive([(header(flags=1, start=14, offset=60), [FRAME])]) == 1
     assert bench.device.counters["rx_dropped_csum_not_negotiated"] == 1
     bench = Bench(GUEST_CSUM, offer=GUEST_CSUM)
     bench.post(2048)

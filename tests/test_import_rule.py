@@ -35,14 +35,14 @@ HW_LAYERS = (
     ("hw.memory", "hw.clock", "hw._native", "hw._native_build"),
     ("hw.bus", "hw.irq", "hw.loop", "hw.host_files"),
     ("hw.wire",),
-    ("hw.virtio",),
+    ("hw.virtio", "hw.xen"),
     ("hw.machine",),
 )
 GUEST_LAYERS = (
     ("guest.platform", "guest._native", "guest._native_build"),
     ("guest.dma",),
     ("guest.services", "guest.log", "guest.files"),
-    ("guest.ring",),
+    ("guest.ring", "guest.xen"),
     ("guest.net",),
     ("guest.drivers",),
     ("guest.fe",),

@@ -43,7 +43,7 @@ class World:
                 self.wire.append((1 - number, copy))
 
         interface = stack.add_interface("tun0", None, 1500, send)
-        interface.gso_max_size = 65535 if number == 0 else 0
+        interface.gso_max_size = interface.gso_max_size6 = 65535 if number == 0 else 0
         interface.add_address((OURS, THEIRS)[number][self.family], 24 if self.family == 4 else 64)
         interface.set_up()
         return stack

@@ -26,16 +26,16 @@ from hw.machine import Machine
 from hw.wire.cable import cable
 from hw.wire.hub import Hub
 from hw.wire.link import Link
-from vring.config import Board, ConfigError, GuestSpec, NicSpec, WireSpec
+from hw.xen.hypervisor import Hypervisor
+from vring.config import NIC_MODELS, Board, ConfigError, GuestSpec, NicSpec, WireSpec
 
 if TYPE_CHECKING:
-    from hw.virtio.mmio import VirtioMmio
     from hw.wire.pcap import PcapFile
     from vring.share import HostFolder
     from vring.simnet.net import SimNet
     from vring.trace.flow import Passage, Tracer
     from vring.usernet.gateway import UserNet
-    from vring.view.rings import QueueSnapshot
+    from vring.view.queues import Snapshot
 
 
 def check_guests(board: Board) -> list[BootOptions]:
@@ -113,6 +113,9 @@ class Rig:
         self._capture: PcapFile | None = None
         self._folder: HostFolder | None = None
         self._trace = None if trace is None else self._open_trace(trace)
+        # One host for all guests of the board that have Xen cards, so that they are domains 1, 2, …
+        uses_xen = any(nic.model == "xen" for guest in board.guests for nic in guest.nics)
+        self._xen = Hypervisor(self.loop) if uses_xen else None
         self._starters: list[Guest] = []
         self._powered = False
         self._closed = False
@@ -154,11 +157,18 @@ class Rig:
 
     def _add_guest(self, spec: GuestSpec, console: Callable[[str, str], None] | None) -> Guest:
         machine = Machine(
-            self.loop, name=spec.name, memory_size=spec.memory, cmdline=spec.words, seed=self.board.chosen_seed
+            self.loop,
+            name=spec.name,
+            memory_size=spec.memory,
+            cmdline=spec.words,
+            seed=self.board.chosen_seed,
+            xen=self._xen if any(nic.model == "xen" for nic in spec.nics) else None,
         )
         self.machines.append(machine)
-        for slot, nic in enumerate(spec.nics):
-            self._add_nic(machine, nic, f"{spec.name}.eth{slot}", self.board.where(spec, slot))
+        # A guest finds its virtio cards first, so that is how its interfaces are numbered.
+        found = sorted(range(len(spec.nics)), key=lambda slot: NIC_MODELS.index(spec.nics[slot].model))
+        for number, slot in enumerate(found):
+            self._add_nic(machine, spec.nics[slot], f"{spec.name}.eth{number}", self.board.where(spec, slot))
         write = None if console is None else lambda line: console(spec.name, line)
         guest = Guest(machine.platform, name=spec.name, console=write)
         self.guests.append(guest)
@@ -194,11 +204,14 @@ class Rig:
         if self._trace is not None:
             self._trace.attach(machine, guest)
 
-    def _add_nic(self, machine: Machine, nic: NicSpec, name: str, where: str) -> VirtioMmio:
+    def _add_nic(self, machine: Machine, nic: NicSpec, name: str, where: str) -> None:
         link = self._plug(nic.wire, name)
         options = {key: value for key, value in nic.options.items() if key != "mac"}
         try:
-            return machine.add_virtio_net(link, mac=nic.mac, options=options)
+            if nic.model == "xen":
+                machine.add_xen_vif(link, mac=nic.mac, options=options)
+            else:
+                machine.add_virtio_net(link, mac=nic.mac, options=options)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
 
@@ -297,7 +310,7 @@ class Rig:
 
     # -- looking in ----------------------------------------------------------------------------------------------
 
-    def rings(self) -> list[QueueSnapshot]:
+    def rings(self) -> list[Snapshot]:
         """Every queue that is ready, decoded from a copy of its memory."""
         from vring.view.snapshot import machine_queues  # noqa: PLC0415  (the views load on first use)
 

@@ -3,7 +3,7 @@
     vring boot [BOARD] [--nic …]… [--wire …]… [options] [-- GUEST COMMAND LINE]
     vring run [--nic …]… [--wire …]… [options] SCRIPT|-m MODULE [ARGUMENTS]
     vring boards
-    vring demo [tx|rx] [--step]
+    vring demo [tx|rx|xen] [--step]
     vring tour
 
 Promises:
@@ -144,7 +144,8 @@ Examples:
   vring boot my-board.toml --wire hub:lan,loss=5%,delay=10ms --clock virtual --for 60 --rings
 
 \b
-NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …; or none.
+NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …;
+  xen, with profile=full|ling, queues=N, mtu=N, mac=M, sg=off, gso=off, split=off, …; or none.
 Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]; and impairments:
   loss=1% delay=10ms jitter=2ms reorder=1% duplicate=1% corrupt=1% rate=10mbit
 What follows -- is the guest's command line:
@@ -157,10 +158,13 @@ Without programs, and with -s sh, a terminal ends in the guest's shell: type hel
 def _boot(
     context: typer.Context,
     board: Annotated[
-        str | None, typer.Argument(metavar="BOARD", help=f"A TOML file, or the name of one that ships; else {DEFAULT}.")
+        str | None,
+        typer.Argument(
+            metavar="BOARD", help=f"A TOML file, an xl description (.cfg), or one that ships; else {DEFAULT}."
+        ),
     ] = None,
     nic: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, or none. Repeatable.")
+        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, xen, none. Repeatable.")
     ] = None,
     wire: Annotated[list[str] | None, typer.Option(metavar="WIRE", help="Plug in the n-th NIC. Repeatable.")] = None,
     pcap: Annotated[Path | None, typer.Option(metavar="FILE", help="Capture what passes every NIC (pcapng).")] = None,
@@ -173,7 +177,9 @@ def _boot(
         float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this much of the board's time.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is built and negotiated.")] = False,
-    rings: Annotated[bool, typer.Option("--rings", help="Show the rings at the end.")] = False,
+    rings: Annotated[
+        bool, typer.Option("--rings", help="Show the rings at the end; of Xen also grants and event channels.")
+    ] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show each frame's way, stage by stage, and why it was dropped.")
     ] = False,
@@ -235,7 +241,7 @@ def _run(
     ] = None,
     guest: Annotated[str | None, typer.Option(metavar="NAME", help="Which guest of it; the first by default.")] = None,
     nic: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, or none. Repeatable.")
+        list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, xen, none. Repeatable.")
     ] = None,
     wire: Annotated[list[str] | None, typer.Option(metavar="WIRE", help="Plug in the n-th NIC. Repeatable.")] = None,
     cmdline: Annotated[str | None, typer.Option(metavar="WORDS", help="The guest's command line.")] = None,
@@ -266,7 +272,7 @@ def _boards(context: typer.Context) -> None:
 
 @app.command(
     "demo",
-    help="Follow one frame through the rings, access by access: vring demo tx, vring demo rx.",
+    help="Follow one frame through the rings, access by access: vring demo tx, rx or xen.",
     short_help="Follow one frame through the rings.",
 )
 def _demo(
@@ -405,8 +411,8 @@ def _report(
     from rich.text import Text  # noqa: PLC0415
 
     from vring.view.counters import counter_table  # noqa: PLC0415
-    from vring.view.rings import LEGEND, ring_tables  # noqa: PLC0415
-    from vring.view.snapshot import negotiated_lines  # noqa: PLC0415
+    from vring.view.queues import legends, queue_tables  # noqa: PLC0415
+    from vring.view.snapshot import negotiated_lines, shared_lines, store_lines  # noqa: PLC0415
 
     parts: list[RenderableType] = []
     if stopped or not rig.done():
@@ -417,10 +423,13 @@ def _report(
         return Group(*parts)
     parts.append(Text())
     if verbose:
-        parts += [part for machine in rig.machines for part in (negotiated_lines(machine), Text())]
+        for machine in rig.machines:
+            parts += [part for lines in (negotiated_lines(machine), *store_lines(machine)) for part in (lines, Text())]
     if rings:
-        parts += [part for queue in rig.rings() for part in (ring_tables(queue), Text())]
-        parts += [Text(LEGEND, style="dim"), Text()]
+        queues = rig.rings()
+        parts += [part for queue in queues for part in (queue_tables(queue), Text())]
+        parts += [Text("\n".join(legends(queues)), style="dim"), Text()]
+        parts += [part for machine in rig.machines for lines in shared_lines(machine) for part in (lines, Text())]
     for name, layers in rig.counters().items():
         parts += [counter_table(f"counters of {name}", layers), Text()]
     return Group(*parts)

@@ -1,6 +1,7 @@
 """Board descriptions: which guests there are, what NICs they have, and where each NIC is plugged in.
 
-A board comes from a TOML file or from command-line words; both end in the same frozen values. Nothing here touches
+A board comes from a TOML file, from a domain description of Xen's `xl` (vring/xl.py), or from command-line words; all
+end in the same frozen values. Nothing here touches
 the host or builds anything.
 
 Promises: whatever is wrong raises `ConfigError`, whose text is one line that says where (file, table, key, or the
@@ -20,7 +21,7 @@ A file:
     mask = "255.255.255.0"
 
     [[guest.nic]]
-    model = "virtio"
+    model = "virtio"             # or "xen"
     wire = "hub:lan,loss=1%"
     mtu = 1500                   # every other key is an option of the NIC
 
@@ -50,7 +51,7 @@ Option: TypeAlias = str | int | bool
 Options: TypeAlias = Mapping[str, Option]
 
 CLOCKS = ("real", "virtual")
-NIC_MODELS = ("virtio",)
+NIC_MODELS = ("virtio", "xen")
 DIRECT = "direct"  # what a partial guest has in place of a card
 WIRE_KINDS = ("none", "hub", "tap", "packet", "user", "sim")
 OUTSIDE_WIRES = ("tap", "packet", "user")
@@ -240,13 +241,17 @@ class Board:
 
     @classmethod
     def load(cls, path: str | Path) -> Board:
-        """Read a TOML file. Raises ConfigError."""
+        """Read a TOML file, or a domain description of Xen's `xl` when its name ends in .cfg. Raises ConfigError."""
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise ConfigError(f"{path}: is not a text file in UTF-8") from None
+        from vring import xl  # noqa: PLC0415  (it raises what is defined here)
+
+        if Path(path).suffix in xl.SUFFIXES:
+            return _board(xl.read(text, str(path)), str(path))
         return cls.parse(text, str(path))
 
     @classmethod

@@ -70,6 +70,7 @@ class LoopPlatform:
     def __init__(self, loop: Loop, rng: random.Random, cmdline: str) -> None:
         self._loop = loop
         self.memory = self.mmio = self.irq = _Nothing()
+        self.xen = None
         self.rng = rng
         self.cmdline = cmdline
         self.now: Callable[[], int] = loop.clock.now

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from vring.lookalike.names import Outside
     from vring.trace.flow import Passage
     from vring.usernet.gateway import UserNet
-    from vring.view.rings import QueueSnapshot
+    from vring.view.queues import Snapshot
 
 T = TypeVar("T")
 
@@ -207,7 +207,7 @@ class Session:
         """Microseconds of the board's clock."""
         return self._rig.clock.now()
 
-    def rings(self) -> list[QueueSnapshot]:
+    def rings(self) -> list[Snapshot]:
         """Every queue that is ready, decoded from a copy of its memory."""
         return self.call(self._rig.rings)
 

@@ -9,13 +9,15 @@ Promises:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from guest.drivers import virtio_net
+from guest.drivers import netfront, virtio_net
+from guest.drivers.netfront_config import NetfrontOptions
 from guest.net.device import NetDevice
 from guest.net.pbuf import PacketBuffer
 from guest.services import Services
+from guest.xen.domain import Domain
 
 GRID_LIMIT = 32
 
@@ -93,11 +95,33 @@ class DriverGrid:
         return names.get("eth0") or names.get("lo")
 
 
-def standard_grid(rx_ring: int = virtio_net.RX_RING, tx_ring: int = virtio_net.TX_RING) -> DriverGrid:
-    """A grid with the drivers that the guest comes with, in probe order; rings have so many entries at most."""
+def standard_grid(
+    rx_ring: int = virtio_net.RX_RING,
+    tx_ring: int = virtio_net.TX_RING,
+    *,
+    xen: Domain | None = None,
+    netfront_options: NetfrontOptions | None = None,
+) -> DriverGrid:
+    """A grid with the drivers that the guest comes with, in probe order.
+
+    Args:
+        rx_ring, tx_ring: entries of virtio rings, at most; on Xen, pages that are posted and that may be in flight.
+        xen: this domain, on Xen.
+        netfront_options: how its interfaces are driven, but for the pages.
+    """
     grid = DriverGrid()
     init = partial(virtio_net.init, rx_size=rx_ring, tx_size=tx_ring)
     grid.register(DriverNode("virtio-net", virtio_net.DEVICE_IDS, virtio_net.probe, init, _transmit))
+    options = replace(netfront_options or NetfrontOptions(), rx_pages=rx_ring, tx_pages=tx_ring)
+    grid.register(
+        DriverNode(
+            "xen-vif",
+            (),  # found in the store, by name
+            lambda _services: netfront.probe(xen),
+            lambda _services: [] if xen is None else netfront.init(xen, options),
+            _transmit,
+        )
+    )
     return grid
 
 

@@ -49,13 +49,15 @@ class NetDevice:
         mtu: bytes of the largest IP packet.
         flags: IFF_* bits.
         gso_max_size: bytes of the largest packet that the device takes when it segments itself; the MTU's frame when it
-            does not. `gso_max_segs`: how many segments that may become. `max_slots`: pieces of one packet.
+            does not. `gso_max_segs`: how many segments that may become. `gso_kinds`: what it segments,
+            VIRTIO_NET_HDR_GSO_*. `max_slots`: pieces of one packet.
         receiver: where received packets go; None drops and counts them.
         wants_room: called once, and forgotten, when there is room again; see `when_room`.
     """
 
     gso_max_size = 0
     gso_max_segs = 1
+    gso_kinds: frozenset[int] = frozenset()
     max_slots = 18
 
     def __init__(self, name: str, mac: bytes, mtu: int = 1500, flags: int = IFF_BROADCAST | IFF_MULTICAST) -> None:

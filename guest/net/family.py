@@ -50,7 +50,11 @@ class IpInterface(Protocol):
 
     @property
     def gso_max_size(self) -> int:
-        """Bytes of the largest IP packet that it cuts into segments itself; 0 where it does not."""
+        """Bytes of the largest IPv4 packet that it cuts into segments itself; 0 where it does not."""
+
+    @property
+    def gso_max_size6(self) -> int:
+        """The same for IPv6."""
 
     @property
     def is_up(self) -> bool:

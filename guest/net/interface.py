@@ -93,7 +93,7 @@ class Interface:
         self.mac = mac
         self.mtu = self.mtu6 = self._device_mtu = mtu
         self.hop_limit = 0
-        self.gso_max_size = 0
+        self.gso_max_size = self.gso_max_size6 = 0
         self.queue: NetDevice | None = None
         self.addresses: list[Prefix] = []
         self.tentative: set[int] = set()

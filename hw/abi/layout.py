@@ -31,12 +31,16 @@ class Layout:
 
     @classmethod
     def of(cls, name: str, members: Iterable[tuple[str, str]]) -> Layout:
-        """Lay out `members`, pairs of name and struct-module format, without padding between them."""
+        """Lay out `members`, pairs of name and struct-module format, one behind the other.
+
+        A member without a name is padding: it takes room and is no field.
+        """
         fields: dict[str, Field] = {}
         offset = 0
         for member, fmt in members:
             size = struct.calcsize("<" + fmt)
-            fields[member] = Field(offset, size, fmt)
+            if member:
+                fields[member] = Field(offset, size, fmt)
             offset += size
         return cls(name, offset, MappingProxyType(fields))
 

@@ -27,12 +27,14 @@ from hw.virtio.device import VirtioDevice
 from hw.virtio.offload import ETHERNET_HEADER, FROM_DRIVER, TO_DRIVER
 from hw.virtio.split import Chain, QueueError, SplitQueue
 from hw.virtio.vectors import gather, scatter, split_header
+from hw.wire.finish import finished
 from hw.wire.link import FRAME_MAX, HEADER_SIZE, Buffer, Frame, Link, Receiver, Views
 
 RX, TX = net.RECEIVEQ1, net.TRANSMITQ1
 VLAN_TAG = 4
 TX_BATCH = 64  # frames handed to the wire at once
 PULL_BUDGET = 64  # frames read from a descriptor before others get a turn
+_NOT_NEGOTIATED = ("csum_not_negotiated", "gso_not_negotiated")
 RECEIVE_FLAGS = net.VIRTIO_NET_HDR_F_NEEDS_CSUM | net.VIRTIO_NET_HDR_F_DATA_VALID
 
 # What the device can do; all of it is offered unless options say otherwise.
@@ -347,6 +349,8 @@ class VirtioNet(VirtioDevice, Receiver):
         for view in views:
             length += len(view)
         why = self._refuses_frame(header, length)
+        if why in _NOT_NEGOTIATED:
+            return self._receive_finished(queue, (header, views), why)
         if why:
             self.counters["rx_dropped_" + why] += 1
             return True
@@ -373,6 +377,21 @@ class VirtioNet(VirtioDevice, Receiver):
         else:
             scatter(source, [view for chain in chains for view in chain.writable])
         self._complete(queue, chains, need)
+        return True
+
+    def _receive_finished(self, queue: SplitQueue, frame: Frame, why: str) -> bool:
+        """A frame that asks for more than the driver negotiated: what it asks for is done here."""
+        frames = finished(frame)
+        if not frames:
+            self.counters["rx_dropped_" + why] += 1
+            return True
+        for count, (header, views) in enumerate(frames):
+            if not self._receive_one(queue, header, views):
+                if not count:
+                    return False
+                self.counters["rx_dropped_no_room"] += len(frames) - count
+                break
+        self.counters["rx_finished"] += 1
         return True
 
     def _refuses_frame(self, header: Buffer | None, length: int) -> str:

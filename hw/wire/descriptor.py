@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 
-from hw.abi.virtio_net import VIRTIO_NET_HDR_F_NEEDS_CSUM, ZERO_HEADER
+from hw.abi.virtio_net import ZERO_HEADER
 from hw.loop import Loop
+from hw.wire.finish import finished, is_unfinished
 from hw.wire.link import Frame, Link, Views, WireError
 
 _REASONS = {
@@ -41,8 +43,9 @@ class DescriptorLink(Link):
         name: for people, such as "tap:t0".
 
     Counters: `tx_frames`, `tx_bytes`, `rx_frames`, `rx_bytes` (without virtio header), `tx_blocked` (times that the
-    host had no room), `tx_dropped_offload` (a frame that needs its checksum or segments made, on a link without virtio
-    header), `tx_dropped_…` and `rx_error_…` by the host's reason, `rx_dropped_no_receiver`.
+    host had no room), `tx_finished` (frames whose checksum or segments were made here, on a link without virtio
+    header), `tx_dropped_offload` (frames that this cannot be done to), `tx_dropped_…` and `rx_error_…` by the host's
+    reason, `rx_dropped_no_receiver`.
     """
 
     def __init__(self, loop: Loop, name: str) -> None:
@@ -52,6 +55,7 @@ class DescriptorLink(Link):
         self._loop = loop
         self._fd = -1
         self._blocked = False
+        self._rest: deque[Views] = deque()  # segments of a frame that was taken; copies
         self._scratch = bytearray(64)
         self._send: Callable[[Views], int] = self._closed
 
@@ -78,19 +82,18 @@ class DescriptorLink(Link):
         for header, views in frames:
             if with_header:
                 pieces: Views = [ZERO_HEADER if header is None else header, *views]
-            elif header is not None and (header[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM or header[1]):
-                self.counters["tx_dropped_offload"] += 1
+            elif is_unfinished(header):
                 taken += 1
-                continue
+                if self._send_finished((header, views)):
+                    continue
+                break
             else:
                 pieces = views
             try:
                 size += send(pieces)
                 sent += 1
             except BlockingIOError:
-                self.counters["tx_blocked"] += 1
-                self._blocked = True
-                self._loop.set_writer(self._fd, self._on_writable)
+                self._block()
                 break
             except OSError as error:
                 self._failed("tx_dropped", error)
@@ -99,9 +102,39 @@ class DescriptorLink(Link):
         self.counters["tx_bytes"] += size - sent * self.header_size
         return taken
 
+    def _block(self) -> None:
+        """The host has no room: wait for some."""
+        self.counters["tx_blocked"] += 1
+        self._blocked = True
+        self._loop.set_writer(self._fd, self._on_writable)
+
+    def _send_finished(self, frame: Frame) -> bool:
+        """Do what the header of `frame` asks for, and write what comes of it; False when some of it has to wait."""
+        made = finished(frame)
+        self.counters["tx_finished" if made else "tx_dropped_offload"] += 1
+        self._rest += [views for _, views in made]
+        return self._send_rest()
+
+    def _send_rest(self) -> bool:
+        """Write the segments that wait; whether none is left."""
+        rest = self._rest
+        while rest:
+            try:
+                self.counters["tx_bytes"] += self._send(rest[0])
+                self.counters["tx_frames"] += 1
+            except BlockingIOError:
+                self._block()
+                return False
+            except OSError as error:
+                self._failed("tx_dropped", error)
+            rest.popleft()
+        return True
+
     def _on_writable(self) -> None:
         self._loop.set_writer(self._fd, None)
         self._blocked = False
+        if not self._send_rest():
+            return
         if self.receiver is not None:
             self.receiver.writable()
 
@@ -142,6 +175,7 @@ class DescriptorLink(Link):
         self._loop.set_reader(self._fd, None)
         self._loop.set_writer(self._fd, None)
         self._blocked = False
+        self._rest.clear()
 
     def close(self) -> None:
         """Stop watching and close the descriptor; frames sent from now on are dropped and counted."""

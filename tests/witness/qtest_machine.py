@@ -145,6 +145,7 @@ class QtestPlatform:
         self.memory: MemoryPort = qemu.memory.port("driver")
         self.mmio: Mmio = qemu.mmio
         self.irq = qemu.irq
+        self.xen = None
         self.cmdline = cmdline
         self.rng = random.Random(f"qtest/{cmdline}")
         self.now = qemu.loop.clock.now

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 DEMOS = {
     "tx": "the guest sends a frame: descriptor, available ring, doorbell, DMA, used ring, interrupt",
     "rx": "a frame arrives for the guest: posted buffer, DMA, used ring, interrupt, refill",
+    "xen": "the guest sends a frame on a Xen card: request, grant, copy, response, event",
 }
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hw.memory import AccessHook, Direction, GuestMemory
-from vring.view.decode import SplitRingState
 from vring.view.names import FieldNames
+from vring.view.queues import RingState, Snapshot
 from vring.view.rings import QueueSnapshot
 
-Kind = Literal["load", "store", "dma", "read", "write", "raise", "lower", "note"]
+Kind = Literal["load", "store", "dma", "read", "write", "raise", "lower", "note", "call", "copy"]
 
 
 @dataclass(slots=True)
@@ -26,13 +26,15 @@ class Access:
     """One access.
 
     Attributes:
-        who: "driver", "device", "wire" or "program".
-        kind: load and store are of memory, read and write of registers, raise and lower of an interrupt line.
+        who: "driver", "device", "xen", "wire" or "program".
+        kind: load and store are of memory, read and write of registers, raise and lower of an interrupt line, calls
+            are of the hypervisor, which also makes copies.
         name: the field, register or buffer.
         addr, size: guest-physical address and bytes; 0 where there is none.
         old, new: the value before a store, and the value loaded, stored, read or written.
         data: for DMA and notes, the bytes that moved.
         queue: the queue after it, for stores.
+        text: the value in words, where it is not the plain number.
     """
 
     who: str
@@ -43,7 +45,8 @@ class Access:
     old: int = 0
     new: int = 0
     data: bytes = b""
-    queue: QueueSnapshot | None = None
+    queue: Snapshot | None = None
+    text: str = ""
 
 
 class Recorder(AccessHook):
@@ -55,7 +58,7 @@ class Recorder(AccessHook):
         snapshot: the queue that is watched, as it is now.
     """
 
-    def __init__(self, memory: GuestMemory, names: FieldNames, snapshot: Callable[[], QueueSnapshot]) -> None:
+    def __init__(self, memory: GuestMemory, names: FieldNames, snapshot: Callable[[], Snapshot]) -> None:
         self.accesses: list[Access] = []
         self._memory = memory
         self._names = names
@@ -88,7 +91,8 @@ class Recorder(AccessHook):
             self._open = access
 
     def _buffer(self, addr: int) -> str:
-        for index, entry in enumerate(self._snapshot().ring.desc):
+        queue = self._snapshot()
+        for index, entry in enumerate(queue.ring.desc if isinstance(queue, QueueSnapshot) else ()):
             if entry.addr == addr:
                 return f"buffer of desc[{index}]"
         return self._names.name(addr, 1)
@@ -114,7 +118,7 @@ class Step:
         return self.accesses[0].who
 
     @property
-    def queue(self) -> QueueSnapshot | None:
+    def queue(self) -> Snapshot | None:
         """The queue at the end of the step, None when the step stored nothing in it."""
         queues = [access.queue for access in self.accesses if access.queue is not None]
         return queues[-1] if queues else None
@@ -151,24 +155,31 @@ def key_of(access: Access, after: frozenset[str]) -> str:
     return "interrupt" if name in ("avail.flags", "used_event") else "fetch"
 
 
-def cut(accesses: list[Access]) -> list[Step]:
-    """The record as steps. A mere look at an index joins the step beside it."""
+def cut(
+    accesses: list[Access], key: Callable[[Access, frozenset[str]], str] = key_of, index: str = "avail.idx"
+) -> list[Step]:
+    """The record as steps. A mere look at the index that the driver moves joins the step beside it.
+
+    Args:
+        key: says which step an access belongs to.
+        index: the name of that index.
+    """
     steps: list[Step] = []
     after: set[str] = set()
     for access in accesses:
-        key = key_of(access, frozenset(after))
-        after.add(key)
-        if key == "offer" and "acknowledge" in after:
+        found = key(access, frozenset(after))
+        after.add(found)
+        if found == "offer" and "acknowledge" in after:
             after.add("refilled")
-        if not steps or steps[-1].key != key:
-            steps.append(Step(key))
+        if not steps or steps[-1].key != found:
+            steps.append(Step(found))
         steps[-1].accesses.append(access)
     joined: list[Step] = []
     carried: list[Access] = []  # looks that belong to the step that follows
     for at, step in enumerate(steps):
         step.accesses[:0] = carried
         carried = []
-        looks = all(access.kind == "load" and access.name == "avail.idx" for access in step.accesses)
+        looks = all(access.kind == "load" and access.name == index for access in step.accesses)
         if step.key == "fetch" and looks and at + 1 < len(steps) and steps[at + 1].key == "ask":
             carried = step.accesses
         elif (step.key == "fetch" and looks and joined) or (joined and joined[-1].key == step.key):
@@ -178,7 +189,7 @@ def cut(accesses: list[Access]) -> list[Step]:
     return joined
 
 
-def ring_before(steps: list[Step], at: int, first: SplitRingState) -> SplitRingState:
+def ring_before(steps: list[Step], at: int, first: RingState) -> RingState:
     """The ring as it was before step `at`; `first` is what it was before the record."""
     for step in reversed(steps[:at]):
         if step.queue is not None:

@@ -1,6 +1,6 @@
 """Shows a recorded demo: numbered steps, each with a sentence, its accesses, and the ring where it changed.
 
-Cyan is the driver, yellow the device; the words say it too, so piped output loses nothing.
+Cyan is the driver, yellow the device, blue Xen; the words say it too, so piped output loses nothing.
 
 Sections: `show`, one step, one access, bytes, keys.
 """
@@ -19,13 +19,15 @@ from hw.abi import virtio_ring as ring_abi
 from hw.abi.virtio_net import VIRTIO_NET_HDR_V1
 from vring.demos.recorder import Access, Step, ring_before
 from vring.demos.stage import Recording
-from vring.view.decode import Descriptor, SplitRingState
-from vring.view.rings import DEVICE, DRIVER, LEGEND, index_line, ring_tables
+from vring.view.decode import Descriptor
+from vring.view.queues import index_line, legends, queue_tables, same_entries
+from vring.view.rings import DEVICE, DRIVER
 
-SIDE_STYLES = {"driver": DRIVER, "device": DEVICE, "wire": "green", "program": "magenta"}
+SIDE_STYLES = {"driver": DRIVER, "device": DEVICE, "xen": "bright_blue", "wire": "green", "program": "magenta"}
 VERBS = {
     "load": "reads", "store": "writes", "read": "reads register", "write": "writes register", "dma": "DMA",
     "raise": "raises", "lower": "lowers", "note": "",
+    "call": "calls", "copy": "copies",
 }  # fmt: skip
 QUIT = ("q", "Q", "\x03", "\x04", "")
 
@@ -34,10 +36,10 @@ def show(recording: Recording, console: Console, *, step: bool = False) -> None:
     """Print the demo; with `step` wait for a key after each step (q ends, anything else goes on)."""
     console.print(Rule(Text(recording.title, style="bold"), align="left"))
     console.print(Text(recording.intro))
-    console.print(Text(LEGEND, style="dim"))
+    console.print(Text("\n".join(legends([recording.first])), style="dim"))
     console.print(Text("*: changed by this step", style="dim"))
     console.print()
-    console.print(Padding(ring_tables(recording.first), (0, 0, 1, 4), expand=False))
+    console.print(Padding(queue_tables(recording.first), (0, 0, 1, 4), expand=False))
     for at, each in enumerate(recording.steps):
         if step and _key(console) in QUIT:
             return
@@ -48,33 +50,26 @@ def _step(recording: Recording, at: int, step: Step) -> RenderableType:
     title, sentence = recording.words.get(step.key, (step.key, ""))
     style = SIDE_STYLES[step.who]
     head = Text(f"{at + 1} ", style="bold")
-    head.append(step.who, style=f"bold {style}")
+    head.append(recording.side(step.who), style=f"bold {style}")
     head.append(f": {title}", style="bold")
     parts: list[RenderableType] = [Rule(head, align="left", style="dim"), Text(sentence), Text()]
-    parts.append(Padding(_accesses(step), (0, 0, 0, 4), expand=False))
+    parts.append(Padding(_accesses(recording, step), (0, 0, 0, 4), expand=False))
     for access in step.accesses:
         if access.data:
             seen = next((no for no, old in enumerate(recording.steps[:at], 1) if _carries(old, access.data)), None)
-            if access.kind == "note" and seen is not None:
+            if access.kind in ("note", "copy") and seen is not None:
                 parts.append(Text(f"    {len(access.data)} bytes, the same as in step {seen}"))
             else:
                 parts.append(Padding(_bytes(access, step, recording), (0, 0, 0, 4), expand=False))
     parts.append(Text())
     if step.queue is not None:
         before = ring_before(recording.steps, at, recording.first.ring)
-        if _same_tables(step.queue.ring, before):
+        if same_entries(step.queue.ring, before):
             if step.queue.ring != before:
                 parts += [Padding(index_line(step.queue.ring, before), (0, 0, 0, 4), expand=False), Text()]
         else:
-            parts += [Padding(ring_tables(step.queue, before), (0, 0, 0, 4), expand=False), Text()]
+            parts += [Padding(queue_tables(step.queue, before), (0, 0, 0, 4), expand=False), Text()]
     return Group(*parts)
-
-
-def _same_tables(state: SplitRingState, before: SplitRingState) -> bool:
-    """Whether nothing but flags and events differs."""
-    return (state.desc, state.avail_idx, state.avail_ring, state.used_idx, state.used_ring) == (
-        before.desc, before.avail_idx, before.avail_ring, before.used_idx, before.used_ring
-    )  # fmt: skip
 
 
 def _carries(step: Step, frame: bytes) -> bool:
@@ -85,7 +80,7 @@ def _carries(step: Step, frame: bytes) -> bool:
 # -- accesses --------------------------------------------------------------------------------------------------------
 
 
-def _accesses(step: Step) -> Table:
+def _accesses(recording: Recording, step: Step) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for _ in range(4):
         table.add_column(no_wrap=True)
@@ -95,7 +90,7 @@ def _accesses(step: Step) -> Table:
         if access.kind == "store":
             raw = access.new.to_bytes(access.size, "little").hex(" ")
         table.add_row(
-            Text(f"{access.who} {VERBS[access.kind]}".rstrip(), style=style),
+            Text(f"{recording.side(access.who)} {VERBS[access.kind]}".rstrip(), style=style),
             Text(access.name, style="bold"),
             _value(access),
             Text(raw, style=style),
@@ -105,6 +100,8 @@ def _accesses(step: Step) -> Table:
 
 def _value(access: Access) -> Text:
     """What was read, or what became what."""
+    if access.text:
+        return Text(access.text)
     if access.kind in ("note", "raise", "lower"):
         return Text()
     if access.kind == "dma":

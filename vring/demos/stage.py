@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from guest.drivers.virtio_net import VirtioNetDriver
 from guest.kernel import Guest
@@ -17,13 +17,15 @@ from hw.clock import MILLISECOND, VirtualClock
 from hw.loop import Loop
 from hw.machine import SLOT_BASE, Machine
 from hw.wire.cable import cable
-from hw.wire.link import Frame, Receiver, frame_bytes
-from vring.demos.recorder import Recorder, Step, cut
+from hw.wire.link import Frame, Link, Receiver, frame_bytes
+from vring.demos.recorder import Access, Recorder, Step, cut
 from vring.view.names import FieldNames
+from vring.view.queues import Snapshot
 from vring.view.rings import QueueSnapshot
 from vring.view.snapshot import machine_queues
 
 QUEUE_SIZE = 8
+MEMORY = 16 << 20
 QUEUE_NAMES = {RECEIVEQ1: "rx", TRANSMITQ1: "tx"}
 
 
@@ -36,13 +38,19 @@ class Recording:
         first: the queue before the first step.
         steps: what happened.
         words: for each step key a title and a sentence.
+        sides: what the sides are called, where not as in `Access.who`.
     """
 
     title: str
     intro: str
-    first: QueueSnapshot
+    first: Snapshot
     steps: list[Step]
     words: dict[str, tuple[str, str]]
+    sides: dict[str, str] = field(default_factory=dict)
+
+    def side(self, who: str) -> str:
+        """What a side is called."""
+        return self.sides.get(who, who)
 
 
 class _Peer(Receiver):
@@ -66,30 +74,38 @@ class Stage:
         seed: decides addresses.
     """
 
+    way = "a virtqueue"  # what the frame passes
+
     def __init__(self, queue: int, seed: int) -> None:
         self.loop = Loop(VirtualClock())
-        self.machine = Machine(self.loop, name="guest", memory_size=16 << 20, seed=seed)
-        self._near, self._far = cable(self.loop)
+        near, self._far = cable(self.loop)
         self._peer = _Peer()
         self._far.attach(self._peer)
-        self.machine.add_virtio_net(self._near, options={"queue_size": QUEUE_SIZE})
+        self.machine = self._build(near, seed)
         self.guest = Guest(self.machine.platform)
         self.machine.power_on(self.guest)
         self._queue = QUEUE_NAMES[queue]
         self.rng = random.Random(f"{seed}/demo")
         self.settle()
 
+    def _build(self, link: Link, seed: int) -> Machine:
+        """The machine, with its card plugged into `link`."""
+        machine = Machine(self.loop, name="guest", memory_size=MEMORY, seed=seed)
+        machine.add_virtio_net(link, options={"queue_size": QUEUE_SIZE})
+        return machine
+
     def settle(self) -> None:
         """Run until nothing is left to do but timers that are far away."""
         self.loop.run(deadline=self.loop.clock.now() + MILLISECOND)
 
-    def snapshot(self) -> QueueSnapshot:
+    def snapshot(self) -> Snapshot:
         """The watched queue as it is now."""
-        return next(each for each in machine_queues(self.machine, self.guest) if each.queue == self._queue)
+        found = [each for each in machine_queues(self.machine, self.guest) if each.queue == self._queue]
+        return next(each for each in found if isinstance(each, QueueSnapshot))
 
     def frame(self, source: bytes, target: bytes) -> bytes:
         """A frame of an EtherType for experiments (IEEE 802, 0x88B5) with a text in it."""
-        text = f"frame {self.rng.randrange(1000):03d} on its way through a virtqueue"
+        text = f"frame {self.rng.randrange(1000):03d} on its way through {self.way}"
         return target + source + b"\x88\xb5" + text.encode()
 
     def peer_mac(self) -> bytes:
@@ -108,15 +124,10 @@ class Stage:
             raise TypeError(f"the stage has a virtio card, not {driver!r}")
         return driver
 
-    def record(self, action: Callable[[Recorder], None]) -> tuple[QueueSnapshot, list[Step]]:
+    def record(self, action: Callable[[Recorder], None]) -> tuple[Snapshot, list[Step]]:
         """Do `action` and run until it is over; the queue as it was before, and what happened."""
         first = self.snapshot()
-        names = FieldNames()
-        for each in machine_queues(self.machine, self.guest):
-            prefix = "" if each.queue == self._queue else f"{each.queue} "
-            names.add_split_ring(each.ring.addresses, each.ring.size, prefix)
-        names.add_virtio_mmio(SLOT_BASE)
-        recorder = Recorder(self.machine.memory, names, self.snapshot)
+        recorder = self._recorder()
         self._peer.heard = lambda frame: recorder.note("wire", "the frame is on the wire", frame)
         self.machine.set_hook(recorder)
         try:
@@ -125,7 +136,19 @@ class Stage:
         finally:
             self.machine.set_hook(None)
             self._peer.heard = None
-        return first, cut(recorder.accesses)
+        return first, self._cut(recorder.accesses)
+
+    def _recorder(self) -> Recorder:
+        names = FieldNames()
+        for each in machine_queues(self.machine, self.guest):
+            if isinstance(each, QueueSnapshot):
+                prefix = "" if each.queue == self._queue else f"{each.queue} "
+                names.add_split_ring(each.ring.addresses, each.ring.size, prefix)
+        names.add_virtio_mmio(SLOT_BASE)
+        return Recorder(self.machine.memory, names, self.snapshot)
+
+    def _cut(self, accesses: list[Access]) -> list[Step]:
+        return cut(accesses)
 
     def close(self) -> None:
         """Switch everything off."""

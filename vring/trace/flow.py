@@ -3,6 +3,8 @@
     rx   nic ─ ring ─ irq ─ driver ─ fe ─ ethernet ─ ip ─ udp ─ socket
     tx   udp ─ ip ─ ethernet ─ fe ─ driver ─ ring ─ nic
 
+On a Xen card `grant` stands beside `ring`, the page that is copied from or to, and `event` is there instead of `irq`.
+
 Promises:
 - A board that is not watched pays nothing: all of this is put in from outside, when the board is built and each time a
   guest has come through stage 1 of its boot.
@@ -29,10 +31,11 @@ from guest.sys.socket_file import DatagramFile
 from hw.abi.virtio_net import RECEIVEQ1
 from hw.abi.virtio_ring import RING_ENTRIES, USED_ELEM_SIZE
 from hw.machine import FIRST_IRQ
-from hw.memory import AccessHook
+from hw.memory import AccessHook, Direction
 from hw.virtio.net import VirtioNet
 from hw.wire.link import Frame, Link, Views, frame_bytes
 from hw.wire.wrapper import Wrapper
+from vring.trace.xen import XenEar
 
 if TYPE_CHECKING:
     from guest.fe import FrontEnd, Source
@@ -122,10 +125,13 @@ class _Hook(AccessHook):
     def __init__(self, machine: Machine, tell: Callable[..., None]) -> None:
         self._nics = [nic.device for nic in machine.nics if isinstance(nic.device, VirtioNet)]
         self._lines = {FIRST_IRQ + slot: slot for slot in range(len(machine.nics))}
+        self._xen = None if machine.domain is None else XenEar(machine, tell)
         self._tell = tell
         self._head = 0
 
     def stored(self, who: str, addr: int, size: int, old: int, new: int) -> None:
+        if self._xen is not None:
+            self._xen.stored(who, addr, old, new)
         for slot, nic in enumerate(self._nics):
             for index, queue in enumerate(nic.queues):
                 if queue is None:
@@ -143,6 +149,10 @@ class _Hook(AccessHook):
             self._head = new
         else:
             self._tell(f"eth{slot}", way, "ring", f"used id {self._head} len {new}")
+
+    def dma(self, who: str, addr: int, length: int, direction: Direction) -> None:
+        if self._xen is not None:
+            self._xen.copied(who, addr, length)
 
     def interrupt(self, line: int, level: bool) -> None:
         if level and line in self._lines:
@@ -285,6 +295,8 @@ class Tracer:
 
         for slot, nic in enumerate(machine.nics):
             self._watch_card(nic.device.counters, f"eth{slot}", tell)
+        for slot, vif in enumerate(machine.vifs, len(machine.nics)):  # virtio's cards are found first
+            self._watch_card(vif.device.counters, f"eth{slot}", tell)
         machine.set_hook(_Hook(machine, tell))
         _GuestTrace(guest, tell)
 

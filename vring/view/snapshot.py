@@ -12,7 +12,9 @@ from rich.text import Text
 
 from hw.abi import virtio, virtio_net
 from vring.view.decode import decode_split_ring
+from vring.view.queues import Snapshot
 from vring.view.rings import Marks, QueueSnapshot
+from vring.view.xen import event_lines, grant_lines, store_tree, vif_line, vif_queues
 
 if TYPE_CHECKING:
     from guest.kernel import Guest
@@ -23,10 +25,10 @@ QUEUE_NAMES = ("rx", "tx")
 _FEATURES = {**virtio.FEATURE_NAMES, **virtio_net.FEATURE_NAMES}
 
 
-def machine_queues(machine: Machine, guest: Guest) -> list[QueueSnapshot]:
-    """Every queue that is ready, in the order of the slots."""
+def machine_queues(machine: Machine, guest: Guest) -> list[Snapshot]:
+    """Every queue that is ready, in the order of the slots; then those of Xen's cards."""
     drivers = _drivers(guest)
-    found = []
+    found: list[Snapshot] = []
     for slot, nic in enumerate(machine.nics):
         driver = drivers.get(slot)
         for index, queue in enumerate(nic.device.queues):
@@ -37,6 +39,7 @@ def machine_queues(machine: Machine, guest: Guest) -> list[QueueSnapshot]:
             marks = Marks(queue.next_avail, half["last_used"] if half is not None else None)
             ring = decode_split_ring(machine.memory, (queue.desc, queue.driver, queue.device), queue.size)
             found.append(QueueSnapshot(guest.name, f"eth{slot}", name, ring, marks))
+    found += vif_queues(machine, guest)
     return found
 
 
@@ -65,9 +68,25 @@ def negotiated_lines(machine: Machine) -> Text:
     text = Text(f"cards of {machine.name}", style="bold")
     for slot, nic in enumerate(machine.nics):
         text.append(f"\n  eth{slot}  {_card(nic)}", style="not bold")
-    if not machine.nics:
+    for handle, vif in enumerate(machine.vifs, len(machine.nics)):
+        text.append(f"\n  eth{handle}  {vif_line(vif)}", style="not bold")
+    if not machine.nics and not machine.vifs:
         text.append("\n  none", style="not bold dim")
     return text
+
+
+def store_lines(machine: Machine) -> list[Text]:
+    """What the store says of a machine's Xen cards; nothing for a machine that does not run on Xen."""
+    if machine.xen is None or machine.domain is None:
+        return []
+    return [store_tree(machine.xen, machine.domain)]
+
+
+def shared_lines(machine: Machine) -> list[Text]:
+    """What a machine on Xen shares with others beside rings: grants, event channels; nothing for another machine."""
+    if machine.xen is None or machine.domain is None:
+        return []
+    return [grant_lines(machine.domain), event_lines(machine.xen, machine.domain)]
 
 
 def _card(nic: VirtioMmio) -> str:

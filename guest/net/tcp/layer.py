@@ -329,7 +329,9 @@ class Tcp(Layer):
     def burst(self, tcb: Tcb) -> int:
         """Bytes of payload and options of the largest packet that the interface cuts itself; 0 where it does not."""
         hop = self.ip.hop(tcb.ends[2], tcb.interface)
-        most = 0 if hop is None else hop.interface.gso_max_size
+        if hop is None:
+            return 0
+        most = hop.interface.gso_max_size if tcb.v4 else hop.interface.gso_max_size6
         return most - (V4_HEADERS if tcb.v4 else V6_HEADERS) if most else 0
 
     def tx_room(self, tcb: Tcb) -> int:
