@@ -122,6 +122,30 @@ def test_e58_the_track_has_every_phase_with_its_marker() -> None:
     assert [group for group in GROUPS if f"`{group}`" not in text] == []
 
 
+# -- lessons ---------------------------------------------------------------------------------------------------------
+
+CONCEPTS = (
+    "OSI and TCP/IP layered model", "Ethernet frames and addressing", "ARP protocol operation",
+    "IP addressing, routing, and fragmentation", "TCP state machine and connection management",
+    "TCP sliding window and flow control", "Socket programming interface", "Network byte order (big-endian)",
+    "Checksum algorithms", "Interrupt-driven I/O for networking",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_e57_each_concept_has_a_lesson_with_an_example_that_is_run(concept: str) -> None:
+    """tests/test_docs.py runs every python block, and compares what it prints with the text block behind it."""
+    row = re.search(rf"^\| {re.escape(concept)} \| \[[^]]+\]\(([\w-]+\.md)\)", TRACK.read_text(), flags=re.MULTILINE)
+    assert row is not None, "the table of docs/teaching/README.md has a lesson for each"
+    lesson = (TRACK.parent / row[1]).read_text(encoding="utf-8")
+
+    assert re.search(r"^```python\n.*?^```\n\n```text\n.+?^```", lesson, flags=re.MULTILINE | re.DOTALL)
+    assert "<details><summary>Answer</summary>" in lesson.partition("## Exercise")[2]
+    assert re.search(r"^## Read beside it\n\n.*(RFC|virtio|IEEE|POSIX)", lesson, flags=re.MULTILINE)
+    assert re.search(r"^In the code: .*`\w+/[\w/]+\.py`", lesson, flags=re.MULTILINE)
+    assert f"]({row[1]})" in TRACK.read_text().partition("| to understand")[0], "and it stands among the lessons"
+
+
 # -- groups ----------------------------------------------------------------------------------------------------------
 
 
