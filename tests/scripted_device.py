@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from guest.dma import DmaPool
 from guest.drivers.virtio_mmio import MmioSlot
@@ -103,10 +103,13 @@ class HandRing:
 
     # -- acting
 
-    def put_used(self, head: int, written: int, *, show: bool = True) -> None:
-        """Write one used element; `show` moves used.idx, as an honest device does at the end of a batch."""
+    def put_used(self, head: int, written: int, *, show: bool = True, batch: Sequence[int] = ()) -> None:
+        """Write one used element, which with `batch` stands for those buffers before it as well (2.7.9).
+
+        `show` moves used.idx, as an honest device does at the end of a batch.
+        """
         self._put("II", self.used + 4 + 8 * (self.next_used % self.size), head, written)
-        self.next_used = (self.next_used + 1) & 0xFFFF
+        self.next_used = (self.next_used + 1 + len(batch)) & 0xFFFF
         if show:
             self.show_used()
 
