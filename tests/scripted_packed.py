@@ -168,13 +168,25 @@ class HandPackedRing(_Raw):
             return flags == ENABLE
         return any((at % self.size, 1 - at // self.size % 2) == (place, wrap) for at in range(old, self.next_used))
 
+    @property
+    def used_idx(self) -> int:
+        """Descriptors used so far."""
+        return self.next_used
+
+    def interrupts(self, event_idx: int, within: int = 1) -> bool:
+        """Whether the driver asks for one with one of the next `within` used descriptors."""
+        place, wrap, flags = self.driver_event
+        assert flags in ((AT_DESC, DISABLE) if event_idx else (ENABLE, DISABLE))
+        number = place if wrap else place + self.size
+        return flags == ENABLE or (flags == AT_DESC and (number - self.next_used) % (2 * self.size) < within)
+
     # -- acting
 
     def put_used(self, ident: int, written: int, *, show: bool = True, batch: Sequence[int] = ()) -> None:
         """Write one used descriptor, which with `batch` stands for those buffers before it as well (2.8.8)."""
         at, odd = self.next_used % self.size, self.next_used // self.size % 2
         addr, _, _, old = self.get(at)
-        self.put(at, addr, written, ident, old)
+        self.put(at, addr, written, ident & 0xFFFF, old)
         self.hidden.append((at, (0 if odd else AVAIL | USED) | (WRITE if written else 0)))
         for each in (*batch, ident):
             self.next_used += len(self.taken.pop(each, [()]))
@@ -186,6 +198,34 @@ class HandPackedRing(_Raw):
         for at, flags in reversed(self.hidden):
             self.set_flags(at, flags)
         self.hidden.clear()
+
+    @property
+    def used(self) -> int:
+        """Where the device's own area lies, as in `HandRing`."""
+        return self.device
+
+    used_length = 4
+
+    def lie_ahead(self) -> str:
+        """Say that more is used than ever was available; what the driver calls that."""
+        for _ in range(2):
+            self.put_used(self.size, 0)
+        return f"used.id {self.size} is not in flight"
+
+    def scribble(self) -> None:
+        """Write over all descriptors that are the device's, but for the marks, which say whether there is one."""
+        for at in range(self.size):
+            marks = self.get(at)[3] & (AVAIL | USED)
+            if marks not in (AVAIL, USED):
+                continue
+            self.put(at, (1 << 64) - 1, (1 << 32) - 1, 0xFFFF, 0xFFFF & ~(AVAIL | USED) | marks)
+
+    def want_kicks(self) -> None:
+        """Ask for a notification of the very next descriptor."""
+        number = self.seen
+        while number < self.next_used + self.size and self._is_available(number):
+            number += 1
+        self.ask_kick(AT_DESC, number)
 
     def ask_kick(self, flags: int, number: int = 0) -> None:
         """The device's event structure; `number` counts descriptors, as `seen` does."""

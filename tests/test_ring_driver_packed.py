@@ -200,7 +200,7 @@ def test_h31_a_used_id_that_is_not_in_flight_is_refused(offered: int, bogus: int
     pair.device.put_used(honest, 1, show=False)
     pair.device.put_used(bogus, 1)
     assert pair.ring.reap(8) == [("a", 1)], "what came before is believed, the bogus entry is not"
-    assert pair.ring.broken == f"used buffer id {bogus} is not in flight"
+    assert pair.ring.broken == f"used.id {bogus} is not in flight"
     assert pair.ring.reap(8) == []
     pair.sound()
 
@@ -211,7 +211,7 @@ def test_h31_the_same_buffer_twice_is_refused(pair: Pair) -> None:
     pair.device.put_used(ident, 1, show=False)
     pair.device.put_used(ident, 1)
     assert pair.ring.reap(8) == [("a", 1)]
-    assert pair.ring.broken == f"used buffer id {ident} is not in flight"
+    assert pair.ring.broken == f"used.id {ident} is not in flight"
     pair.sound()
 
 
@@ -221,7 +221,7 @@ def test_h32_more_bytes_than_the_buffer_has_are_refused(pair: Pair) -> None:
     assert pair.ring.reap(8) == [("a", 100)]
     pair.use(101)
     assert pair.ring.reap(8) == []
-    assert "used length 101" in (pair.ring.broken or "")
+    assert "used.len 101" in (pair.ring.broken or "")
     pair.sound()
 
 
@@ -230,13 +230,13 @@ def test_h32_a_readable_buffer_has_no_writable_bytes(pair: Pair) -> None:
     pair.ring.publish()
     pair.use(1)
     assert pair.ring.reap(8) == []
-    assert "used length 1" in (pair.ring.broken or "")
+    assert "used.len 1" in (pair.ring.broken or "")
 
 
 def test_h33_a_used_mark_with_nothing_in_flight_stops_the_ring(pair: Pair) -> None:
     pair.device.put(0, 0, 0, 0, AVAIL | USED)
     assert pair.ring.reap(8) == []
-    assert pair.ring.broken == "used buffer id 0 is not in flight"
+    assert pair.ring.broken == "used.id 0 is not in flight"
     assert pair.ring.add([(0x8000, 1)], [], "more") is False
 
 
@@ -249,7 +249,7 @@ def test_h33_what_is_added_but_not_published_is_not_in_flight(offered: int) -> N
     pair.device.take()
     pair.device.put_used(unpublished, 0)
     assert pair.ring.reap(8) == []
-    assert pair.ring.broken == f"used buffer id {unpublished} is not in flight"
+    assert pair.ring.broken == f"used.id {unpublished} is not in flight"
     assert sorted(pair.ring.detach()) == ["a", "unpublished"], "the driver gets its buffers back"
 
 

@@ -290,13 +290,13 @@ class PackedRing(Generic[Token]):
             ident = halves[8 * at + 6]
             token = tokens[ident] if ident < size else None
             if token is None or self._born[ident] >= self._published:
-                self.broken = f"used buffer id {ident} is not in flight"
+                self.broken = f"used.id {ident} is not in flight"
                 break
             # Without WRITE in the flags the length is reserved (§2.8.4). Yet some devices never set it, QEMU's
             # among them, so the length is looked at wherever something could have been written.
             written = words[4 * at + 2] if flags & _WRITE or limits[ident] else 0
             if written > limits[ident]:
-                self.broken = f"used length {written} for buffer {ident}, which has {limits[ident]} writable bytes"
+                self.broken = f"used.len {written} for buffer {ident}, which has {limits[ident]} writable bytes"
                 break
             if order is not None:
                 # The device named the last of a batch; what it skipped was used completely (§2.8.8).

@@ -22,7 +22,16 @@ from collections import deque
 from collections.abc import Sequence
 
 from hw.abi import virtio_net as net
-from hw.abi.virtio import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, features
+from hw.abi.virtio import (
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    features,
+)
 from hw.virtio.device import VirtioDevice
 from hw.virtio.offload import ETHERNET_HEADER, FROM_DRIVER, TO_DRIVER
 from hw.virtio.queue import Chain, DeviceQueue, QueueError
@@ -44,6 +53,10 @@ OFFERED = features(
     VIRTIO_RING_F_INDIRECT_DESC,
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_F_VERSION_1,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_RESET,
 )
 
 
