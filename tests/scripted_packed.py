@@ -51,15 +51,19 @@ class ScriptedPackedRing(_Raw):
         super().__init__(memory, size, base, driver, driver + 4)
         self.end = -(-(self.device + 4) // 4096) * 4096
         memory.span(base, self.end - base)[:] = bytes(self.end - base)
-        self.made = self.seen = 0
+        self.made = self.seen = self.seen_lists = 0
         self.ident = 0
+        self.idx = 0  # lists made available
+        self.chains: dict[int, Sequence[tuple[int, int, int]]] = {}
         self.counts: dict[int, int] = {}
+        self.in_order = False
+        self.order: list[int] = []  # ids that were offered and not seen used
 
     def marks(self, number: int) -> int:
         """The bits that make descriptor `number` available (§2.8.1)."""
         return USED if number // self.size % 2 else AVAIL
 
-    def offer(self, *parts: tuple[int, int, int], ident: int | None = None, show: bool = True) -> int:
+    def make(self, *parts: tuple[int, int, int], ident: int | None = None, show: bool = True) -> int:
         """Make a list of (addr, length, flags) available, joined with NEXT; its buffer id."""
         if ident is None:
             ident, self.ident = self.ident, (self.ident + 1) % self.size
@@ -73,9 +77,40 @@ class ScriptedPackedRing(_Raw):
             self.put(self.made % self.size, addr, length, ident, whole)
             self.made += 1
         self.counts[ident] = len(parts)
+        self.order.append(ident)
         if show:
             self.set_flags(first, flags_of_first)
         return ident
+
+    def chain(self, head: int, parts: Sequence[tuple[int, int, int]]) -> None:
+        """As `ScriptedRing`'s: what `offer` will make available under the id `head`."""
+        self.chains[head] = parts
+
+    def offer(self, *heads: int) -> None:
+        """Make lists available, the first of them last."""
+        first = self.made % self.size
+        hidden = self.get(first)[3]
+        flags = None
+        for head in heads:
+            self.make(*self.chains.get(head, [(0, 1, 0)]), ident=head)
+            if flags is None:
+                flags = self.get(first)[3]
+                self.set_flags(first, hidden)
+        self.idx += len(heads)
+        if flags is not None:
+            self.set_flags(first, flags)
+
+    @property
+    def used_idx(self) -> int:
+        """Lists that were seen to be used, once `used` has looked."""
+        return self.seen_lists
+
+    def wants_kick(self, event_idx: int) -> bool:
+        """Whether the device wants to be told of the next list."""
+        place, wrap, flags = self.device_event
+        if event_idx:
+            return (place, wrap, flags) == (self.made % self.size, 1 - self.made // self.size % 2, AT_DESC)
+        return flags == ENABLE
 
     def used(self) -> list[tuple[int, int]]:
         """The used buffers (id, len) that were not looked at before."""
@@ -85,8 +120,13 @@ class ScriptedPackedRing(_Raw):
             _, length, ident, flags = self.get(at)
             if flags & (AVAIL | USED) != (0 if odd else AVAIL | USED):
                 return out
+            batch = self.order.index(ident) if self.in_order else 0
+            out += [(each, 0) for each in self.order[:batch]]  # whose last one stands for all
             out.append((ident, length))
-            self.seen += self.counts.get(ident, 1)
+            for each in [*self.order[:batch], ident]:
+                self.seen_lists += 1
+                self.seen += self.counts.get(each, 1)
+            del self.order[: batch + 1]
 
     def ask_interrupt(self, flags: int, number: int = 0) -> None:
         """The driver's event structure; `number` counts descriptors, as `made` does."""

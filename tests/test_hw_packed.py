@@ -43,7 +43,7 @@ def taken(queue: PackedQueue) -> Chain:
 
 def test_a_list_is_taken_filled_and_given_back(ring: ScriptedPackedRing, memory: GuestMemory) -> None:
     memory.span(BUF, 5)[:] = b"hello"
-    ring.offer((BUF, 5, 0), (BUF + 100, 3, WRITE), (BUF + 200, 4, WRITE), ident=5)
+    ring.make((BUF, 5, 0), (BUF + 100, 3, WRITE), (BUF + 200, 4, WRITE), ident=5)
     queue = ring.queue()
     chain = taken(queue)
     assert (chain.head, chain.descriptors) == (5, 3)
@@ -63,7 +63,7 @@ def test_write_in_a_used_descriptor_says_whether_anything_was_written(ring: Scri
     """§2.8.3"""
     queue = ring.queue()
     for written in (7, 0):
-        ring.offer((BUF, 7, WRITE))
+        ring.make((BUF, 7, WRITE))
         queue.push(taken(queue).head, written)
     queue.flush()
     assert [ring.get(at)[3] for at in (0, 1)] == [AVAIL | USED | WRITE, AVAIL | USED]
@@ -83,7 +83,7 @@ def test_nothing_is_looked_at_before_the_flags_say_so(ring: ScriptedPackedRing, 
 
     queue = ring.queue()
     memory.hook = Count()
-    ring.offer((BUF, 4, 0), (BUF + 64, 4, WRITE), show=False)
+    ring.make((BUF, 4, 0), (BUF + 64, 4, WRITE), show=False)
     assert queue.pop() is None
     assert loads == [(14, 2)]
     loads.clear()
@@ -98,7 +98,7 @@ def test_wrap_counters_turn_at_the_end_of_the_ring_and_on_past_65536(memory: Gue
     queue = ring.queue()
     for number in range(66_000 if size == 3 else 5 * size):
         parts = min(size, 1 + number % 3)
-        ident = ring.offer(*[(BUF, 1, WRITE)] * parts)
+        ident = ring.make(*[(BUF, 1, WRITE)] * parts)
         chain = taken(queue)
         assert (chain.head, len(chain.writable)) == (ident, parts)
         queue.push(ident, 1)
@@ -117,7 +117,7 @@ def test_a_batch_is_shown_with_its_first_flags_last(ring: ScriptedPackedRing, me
 
     queue = ring.queue()
     for _ in range(3):
-        ring.offer((BUF, 1, WRITE))
+        ring.make((BUF, 1, WRITE))
     chains = [taken(queue) for _ in range(3)]
     memory.hook = Watch()
     for chain in reversed(chains):
@@ -136,10 +136,10 @@ def test_h1_more_descriptors_than_the_ring_has_are_an_error(memory: GuestMemory)
     ring = ScriptedPackedRing(memory, 0x1000, 4)
     queue = ring.queue()
     for _ in range(4):
-        ring.offer((BUF, 1, 0))
+        ring.make((BUF, 1, 0))
         taken(queue)
     assert queue.pop() is None
-    ring.offer((BUF, 1, 0))
+    ring.make((BUF, 1, 0))
     with pytest.raises(QueueError, match=r"made available again, with all 4 in flight.*§2\.8\.16"):
         queue.pop()
 
@@ -147,9 +147,9 @@ def test_h1_more_descriptors_than_the_ring_has_are_an_error(memory: GuestMemory)
 def test_h1_a_list_longer_than_what_is_free_is_an_error(memory: GuestMemory) -> None:
     ring = ScriptedPackedRing(memory, 0x1000, 4)
     queue = ring.queue()
-    ring.offer((BUF, 1, 0), (BUF, 1, 0))
+    ring.make((BUF, 1, 0), (BUF, 1, 0))
     taken(queue)
-    ring.offer((BUF, 1, 0), (BUF, 1, 0), (BUF, 1, 0))
+    ring.make((BUF, 1, 0), (BUF, 1, 0), (BUF, 1, 0))
     with pytest.raises(QueueError, match="more descriptors than the 2 that are free"):
         queue.pop()
 
@@ -181,7 +181,7 @@ def test_h28_marks_of_another_round_make_nothing_available(ring: ScriptedPackedR
 
 def test_h28_flags_that_are_flipped_back_lose_one_list_and_do_no_harm(ring: ScriptedPackedRing) -> None:
     queue = ring.queue()
-    ring.offer((BUF, 1, 0))
+    ring.make((BUF, 1, 0))
     ring.set_flags(0, 0)
     assert queue.pop() is None
     ring.set_flags(0, AVAIL)
@@ -192,15 +192,15 @@ def test_h28_flags_that_are_flipped_back_lose_one_list_and_do_no_harm(ring: Scri
 
 @pytest.mark.parametrize("ident", [8, 9, 0xFFFF])
 def test_h3_h28_a_buffer_id_past_the_queue_is_an_error(ring: ScriptedPackedRing, ident: int) -> None:
-    ring.offer((BUF, 1, 0), ident=ident)
+    ring.make((BUF, 1, 0), ident=ident)
     with pytest.raises(QueueError, match=f"buffer id {ident} in a queue of 8"):
         ring.queue().pop()
 
 
 def test_h28_a_buffer_id_twice_is_an_error(ring: ScriptedPackedRing) -> None:
     queue = ring.queue()
-    ring.offer((BUF, 1, 0), ident=3)
-    ring.offer((BUF, 1, 0), ident=3)
+    ring.make((BUF, 1, 0), ident=3)
+    ring.make((BUF, 1, 0), ident=3)
     assert taken(queue).head == 3
     with pytest.raises(QueueError, match="buffer id 3 is in flight already"):
         queue.pop()
@@ -209,7 +209,7 @@ def test_h28_a_buffer_id_twice_is_an_error(ring: ScriptedPackedRing) -> None:
 def test_h6_a_list_above_4_gib_is_an_error() -> None:
     huge = GuestMemory(1 << 30)
     ring = ScriptedPackedRing(huge, 0x1000, 8)
-    ring.offer(*[(0x10000, (1 << 30) - 0x10000, 0)] * 5)
+    ring.make(*[(0x10000, (1 << 30) - 0x10000, 0)] * 5)
     with pytest.raises(QueueError, match=r"longer than 2\^32"):
         ring.queue().pop()
 
@@ -228,25 +228,25 @@ def test_h6_a_list_above_4_gib_is_an_error() -> None:
 def test_h7_addresses_outside_ram_are_refused_untouched(
     ring: ScriptedPackedRing, addr: int, length: int, flags: int
 ) -> None:
-    ring.offer((addr, length, flags))
+    ring.make((addr, length, flags))
     with pytest.raises(QueueError, match="not inside guest RAM"):
         ring.queue().pop()
 
 
 @pytest.mark.parametrize("empty", [0, 1, 2])
 def test_h8_one_empty_descriptor_is_skipped(ring: ScriptedPackedRing, empty: int) -> None:
-    ring.offer(*((BUF, 0 if at == empty else 4, 0) for at in range(3)))
+    ring.make(*((BUF, 0 if at == empty else 4, 0) for at in range(3)))
     assert [len(view) for view in taken(ring.queue()).readable] == [4, 4]
 
 
 def test_h8_a_list_of_empty_descriptors_has_no_views(ring: ScriptedPackedRing) -> None:
-    ring.offer((BUF, 0, 0), (BUF, 0, WRITE), (1 << 50, 0, 0))
+    ring.make((BUF, 0, 0), (BUF, 0, WRITE), (1 << 50, 0, 0))
     chain = taken(ring.queue())
     assert (chain.readable, chain.writable) == ([], [])
 
 
 def test_h9_readable_behind_writable_is_an_error(ring: ScriptedPackedRing) -> None:
-    ring.offer((BUF, 4, 0), (BUF, 4, WRITE), (BUF, 4, 0))
+    ring.make((BUF, 4, 0), (BUF, 4, WRITE), (BUF, 4, 0))
     with pytest.raises(QueueError, match=r"§2\.8\.17"):
         ring.queue().pop()
 
@@ -265,13 +265,13 @@ def test_h9_readable_behind_writable_is_an_error(ring: ScriptedPackedRing) -> No
 def test_h10_malformed_indirect_descriptors_are_errors(
     ring: ScriptedPackedRing, parts: list[tuple[int, int, int]], what: str
 ) -> None:
-    ring.offer(*parts)
+    ring.make(*parts)
     with pytest.raises(QueueError, match=what):
         ring.queue(INDIRECT_DESC).pop()
 
 
 def test_h10_indirect_without_negotiation_is_an_error(ring: ScriptedPackedRing) -> None:
-    ring.offer((BUF, 16, INDIRECT))
+    ring.make((BUF, 16, INDIRECT))
     with pytest.raises(QueueError, match="not negotiated"):
         ring.queue().pop()
 
@@ -283,14 +283,14 @@ def test_h10_of_the_flags_in_a_table_only_write_counts(
     """§2.8.7: INDIRECT and NEXT in there are ignored, ids as well, and WRITE on the descriptor of the table."""
     entries = [(BUF + 64, 3, 0xFFFF, NEXT | INDIRECT), (BUF + 128, 5, 0xFFFF, WRITE | AVAIL)]
     memory.span(table, 32)[:] = b"".join(struct.pack("<QIHH", *entry) for entry in entries)
-    ring.offer((table, 32, INDIRECT | WRITE))
+    ring.make((table, 32, INDIRECT | WRITE))
     chain = taken(ring.queue(INDIRECT_DESC))
     assert (chain.readable_length, chain.writable_length, chain.descriptors) == (3, 5, 1)
 
 
 @pytest.mark.parametrize("offset", [0, 100, 16 * 8, 16 * 8 + 4])
 def test_h29_a_writable_buffer_over_the_ring_is_refused(ring: ScriptedPackedRing, offset: int) -> None:
-    ring.offer((ring.desc + offset, 64, WRITE))
+    ring.make((ring.desc + offset, 64, WRITE))
     with pytest.raises(QueueError, match="over the ring itself"):
         ring.queue().pop()
 
@@ -347,8 +347,8 @@ def test_h11_memory_flipped_at_every_access_point_of_a_pop_and_a_push() -> None:
             memory = GuestMemory(1 << 20)
             ring = ScriptedPackedRing(memory, 0x1000, 8)
             memory.span(BUF, 32)[:] = struct.pack("<QIHHQIHH", BUF + 64, 3, 0, 0, BUF + 128, 5, 0, WRITE)
-            ring.offer((BUF + 256, 4, 0), (BUF + 512, 4, WRITE))
-            ring.offer((BUF, 32, INDIRECT))
+            ring.make((BUF + 256, 4, 0), (BUF + 512, 4, WRITE))
+            ring.make((BUF, 32, INDIRECT))
             queue = ring.queue(INDIRECT_DESC | EVENT_IDX)
             hook = memory.hook = Flip(memory, at, value)
             try:
@@ -382,7 +382,7 @@ def test_h26_scribbled_used_descriptors_and_events_do_no_harm(memory: GuestMemor
             marks = 0 if queue.avail_wrap else AVAIL
             ring.put(at, rng.getrandbits(64), rng.getrandbits(32), rng.getrandbits(16), marks)
         memory.span(ring.driver, 8)[:] = rng.randbytes(8)
-        ident = ring.offer((BUF, 1, 0))
+        ident = ring.make((BUF, 1, 0))
         assert taken(queue).head == ident
         queue.push(ident, 0)
         queue.flush()
@@ -397,7 +397,7 @@ def test_interrupts_follow_the_flags(ring: ScriptedPackedRing, flags: int, inter
     """Without EVENT_IDX nobody may ask for a certain descriptor: who does gets every interrupt (§2.8.10)."""
     queue = ring.queue()
     ring.ask_interrupt(flags, 5)
-    ring.offer((BUF, 1, 0))
+    ring.make((BUF, 1, 0))
     queue.push(taken(queue).head, 0)
     assert queue.flush() is interrupt
     assert queue.flush() is False  # nothing new, so nothing to say
@@ -410,7 +410,7 @@ def test_an_event_interrupts_exactly_when_the_batch_passes_it(before: int, batch
     ring = ScriptedPackedRing(memory, 0x1000, 24)
     queue = ring.queue(EVENT_IDX)
     for _ in range(before):
-        ring.offer((BUF, 1, 0))
+        ring.make((BUF, 1, 0))
         queue.push(taken(queue).head, 0)
         queue.flush()
     start = ring.made
@@ -418,7 +418,7 @@ def test_an_event_interrupts_exactly_when_the_batch_passes_it(before: int, batch
         return
     ring.ask_interrupt(AT_DESC, start + event)
     for _ in range(batch):
-        ring.offer(*[(BUF, 1, 0)] * parts)
+        ring.make(*[(BUF, 1, 0)] * parts)
         queue.push(taken(queue).head, 0)
     assert queue.flush() is (0 <= event < batch * parts)
 
@@ -430,11 +430,11 @@ def test_kicks_are_asked_for_with_the_next_descriptor(ring: ScriptedPackedRing) 
     assert plain.enable_kicks() is False
     assert ring.device_event[2] == ENABLE
     with_event = ring.queue(EVENT_IDX)
-    ring.offer((BUF, 1, 0), (BUF, 1, 0))
+    ring.make((BUF, 1, 0), (BUF, 1, 0))
     taken(with_event)
     assert with_event.enable_kicks() is False
     assert ring.device_event == (2, 1, AT_DESC)
-    ring.offer((BUF, 1, 0))
+    ring.make((BUF, 1, 0))
     assert with_event.enable_kicks() is True  # one came unannounced
 
 
@@ -445,7 +445,7 @@ def test_in_order_a_run_of_readable_lists_is_one_used_descriptor(ring: ScriptedP
     """§2.8.8: it stands where the first of them stood, names the last, and the device goes on behind them."""
     queue = ring.queue(IN_ORDER)
     for ident in (4, 2, 6):
-        ring.offer((BUF, 1, 0), (BUF, 1, 0), ident=ident)
+        ring.make((BUF, 1, 0), (BUF, 1, 0), ident=ident)
     chains = [taken(queue) for _ in range(3)]
     for at in (1, 2, 0):
         queue.push(chains[at].head, 0)
@@ -457,7 +457,7 @@ def test_in_order_a_run_of_readable_lists_is_one_used_descriptor(ring: ScriptedP
 
 def test_in_order_a_list_pushed_early_waits_for_its_turn(ring: ScriptedPackedRing) -> None:
     queue = ring.queue(IN_ORDER)
-    first, second = ring.offer((BUF, 9, WRITE)), ring.offer((BUF, 9, WRITE))
+    first, second = ring.make((BUF, 9, WRITE)), ring.make((BUF, 9, WRITE))
     assert [taken(queue).head, taken(queue).head] == [first, second]
     queue.push(second, 2)
     assert queue.flush() is False
