@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hw.virtio.mmio import VirtioMmio
     from hw.wire.pcap import PcapFile
     from vring.trace.flow import Passage, Tracer
+    from vring.view.packed import PackedSnapshot
     from vring.view.rings import QueueSnapshot
 
 
@@ -222,7 +223,7 @@ class Rig:
 
     # -- looking in ----------------------------------------------------------------------------------------------
 
-    def rings(self) -> list[QueueSnapshot]:
+    def rings(self) -> list[QueueSnapshot | PackedSnapshot]:
         """Every queue that is ready, decoded from a copy of its memory."""
         from vring.view.snapshot import machine_queues  # noqa: PLC0415  (the views load on first use)
 

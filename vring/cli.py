@@ -354,7 +354,8 @@ def _report(rig: Rig, *, ended: int, stopped: bool, verbose: bool, rings: bool) 
     from rich.text import Text  # noqa: PLC0415
 
     from vring.view.counters import counter_table  # noqa: PLC0415
-    from vring.view.rings import LEGEND, ring_tables  # noqa: PLC0415
+    from vring.view.packed import queue_tables  # noqa: PLC0415
+    from vring.view.rings import LEGEND  # noqa: PLC0415
     from vring.view.snapshot import negotiated_lines  # noqa: PLC0415
 
     parts: list[RenderableType] = []
@@ -366,7 +367,7 @@ def _report(rig: Rig, *, ended: int, stopped: bool, verbose: bool, rings: bool) 
     if verbose:
         parts += [part for machine in rig.machines for part in (negotiated_lines(machine), Text())]
     if rings:
-        parts += [part for queue in rig.rings() for part in (ring_tables(queue), Text())]
+        parts += [part for queue in rig.rings() for part in (queue_tables(queue), Text())]
         parts += [Text(LEGEND, style="dim"), Text()]
     for name, layers in rig.counters().items():
         parts += [counter_table(f"counters of {name}", layers), Text()]

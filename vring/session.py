@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hw.machine import Machine
     from vring.lookalike.names import Outside
     from vring.trace.flow import Passage
+    from vring.view.packed import PackedSnapshot
     from vring.view.rings import QueueSnapshot
 
 T = TypeVar("T")
@@ -205,7 +206,7 @@ class Session:
         """Microseconds of the board's clock."""
         return self._rig.clock.now()
 
-    def rings(self) -> list[QueueSnapshot]:
+    def rings(self) -> list[QueueSnapshot | PackedSnapshot]:
         """Every queue that is ready, decoded from a copy of its memory."""
         return self.call(self._rig.rings)
 

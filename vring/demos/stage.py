@@ -85,7 +85,8 @@ class Stage:
 
     def snapshot(self) -> QueueSnapshot:
         """The watched queue as it is now."""
-        return next(each for each in machine_queues(self.machine, self.guest) if each.queue == self._queue)
+        found = [each for each in machine_queues(self.machine, self.guest) if each.queue == self._queue]
+        return next(each for each in found if isinstance(each, QueueSnapshot))
 
     def frame(self, source: bytes, target: bytes) -> bytes:
         """A frame of an EtherType for experiments (IEEE 802, 0x88B5) with a text in it."""

@@ -55,11 +55,13 @@ class QueueSnapshot:
         return f"{self.guest} {self.device} {self.queue}"
 
 
-def _cell(value: object, changed: bool, style: str = "") -> Text:
+def cell(value: object, changed: bool, style: str = "") -> Text:
+    """A value, marked when it has changed."""
     return Text(f"{value}*" if changed else f"{value}", style=f"bold reverse {style}" if changed else style)
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """An empty table; columns of numbers are aligned to the right."""
     table = Table(
         box=None, title=title, title_justify="left", title_style="bold", header_style="dim", padding=(0, 2, 0, 0)
     )
@@ -69,7 +71,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _rows(wanted: Iterable[int], size: int) -> list[int | None]:
+def rows(wanted: Iterable[int], size: int) -> list[int | None]:
     """The entries to show, in order, with None for a gap."""
     if size <= WHOLE:
         return list(range(size))
@@ -90,7 +92,7 @@ def _around(state: SplitRingState, *positions: int | None) -> list[int]:
 
 
 def _desc_table(state: SplitRingState, before: SplitRingState | None) -> Table:
-    table = _table("descriptor table", "#", "addr", "len", "flags", "next", "owner")
+    table = new_table("descriptor table", "#", "addr", "len", "flags", "next", "owner")
     owners = state.owners()
     old_owners = before.owners() if before is not None else owners
     wanted: list[int] = []
@@ -98,7 +100,7 @@ def _desc_table(state: SplitRingState, before: SplitRingState | None) -> Table:
         wanted += state.chain(head)[:3]
     for back in (3, 2, 1):
         wanted += state.chain(state.used_ring[(state.used_idx - back) % state.size].id)[:3]
-    for index in _rows(wanted, state.size):
+    for index in rows(wanted, state.size):
         if index is None:
             table.add_row("⋮", "", "", "", "", "")
             continue
@@ -108,12 +110,12 @@ def _desc_table(state: SplitRingState, before: SplitRingState | None) -> Table:
         empty = entry.addr == 0 and entry.len == 0 and owner == "driver"
         style = "dim" if empty else STYLES[owner]
         table.add_row(
-            _cell(index, False, style),
-            _cell(f"{entry.addr:#x}" if entry.addr else "0", entry.addr != old.addr, style),
-            _cell(entry.len, entry.len != old.len, style),
-            _cell(entry.flag_names or "-", entry.flags != old.flags, style),
-            _cell(entry.next, entry.next != old.next, "dim" if not entry.flags & 1 else style),
-            _cell(owner, owner != old_owners[index], style),
+            cell(index, False, style),
+            cell(f"{entry.addr:#x}" if entry.addr else "0", entry.addr != old.addr, style),
+            cell(entry.len, entry.len != old.len, style),
+            cell(entry.flag_names or "-", entry.flags != old.flags, style),
+            cell(entry.next, entry.next != old.next, "dim" if not entry.flags & 1 else style),
+            cell(owner, owner != old_owners[index], style),
         )
     return table
 
@@ -129,19 +131,19 @@ def _marks(position: int, *named: tuple[str, int | None, str]) -> Text:
 
 
 def _avail_table(state: SplitRingState, before: SplitRingState | None, marks: Marks) -> Table:
-    table = _table("available ring", "#", "head", "")
+    table = new_table("available ring", "#", "head", "")
     size = state.size
     old = before or state
     seen = marks.last_avail
-    for slot in _rows(_around(state, state.avail_idx, state.used_idx if seen is None else seen), size):
+    for slot in rows(_around(state, state.avail_idx, state.used_idx if seen is None else seen), size):
         if slot is None:
             table.add_row("⋮", "", "")
             continue
         waiting = (slot - state.used_idx) % size < state.pending
         style = DEVICE if waiting else "dim"
         table.add_row(
-            _cell(slot, False, style),
-            _cell(state.avail_ring[slot], state.avail_ring[slot] != old.avail_ring[slot], style),
+            cell(slot, False, style),
+            cell(state.avail_ring[slot], state.avail_ring[slot] != old.avail_ring[slot], style),
             _marks(
                 slot,
                 ("idx", state.avail_idx % size, DRIVER),
@@ -152,21 +154,21 @@ def _avail_table(state: SplitRingState, before: SplitRingState | None, marks: Ma
 
 
 def _used_table(state: SplitRingState, before: SplitRingState | None, marks: Marks) -> Table:
-    table = _table("used ring", "#", "id", "len", "")
+    table = new_table("used ring", "#", "id", "len", "")
     size = state.size
     old = before or state
     reaped = marks.last_used
     unread = 0 if reaped is None else (state.used_idx - reaped) & 0xFFFF
-    for slot in _rows(_around(state, state.used_idx, reaped), size):
+    for slot in rows(_around(state, state.used_idx, reaped), size):
         if slot is None:
             table.add_row("⋮", "", "", "")
             continue
         entry, was = state.used_ring[slot], old.used_ring[slot]
         style = DRIVER if reaped is not None and (slot - reaped) % size < unread else "dim"
         table.add_row(
-            _cell(slot, False, style),
-            _cell(entry.id, entry.id != was.id, style),
-            _cell(entry.len, entry.len != was.len, style),
+            cell(slot, False, style),
+            cell(entry.id, entry.id != was.id, style),
+            cell(entry.len, entry.len != was.len, style),
             _marks(
                 slot,
                 ("idx", state.used_idx % size, DEVICE),
@@ -190,7 +192,7 @@ def index_line(state: SplitRingState, before: SplitRingState | None = None) -> T
     ):
         line.append("  " if line else "")
         line.append(f"{name} ", style=style)
-        line.append_text(_cell(value, value != was))
+        line.append_text(cell(value, value != was))
     return line
 
 
