@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from guest.kernel import Guest
 from hw.clock import VirtualClock
 from hw.loop import Loop
-from hw.machine import Machine
+from hw.machine import Machine, Option
 from hw.wire.cable import cable
 from hw.wire.link import Frame, Link, Receiver, frame_bytes
 
@@ -16,10 +16,24 @@ SECOND = 1_000_000
 STATIC = "-ipaddr 10.0.0.2 -netmask 255.255.255.0 -gateway 10.0.0.1"
 
 
-class Board:
-    """A loop and what is on it; `close` unwinds the guests and checks that nothing is left."""
+# Options of cards whose rings have each format, for tests that run over all.
+CARDS: dict[str, dict[str, Option]] = {
+    "split": {},
+    "packed": {"packed": True},
+    "in-order": {"in_order": True, "notification_data": True},
+    "packed-in-order": {"packed": True, "in_order": True, "notification_data": True, "event_idx": False},
+}
 
-    def __init__(self) -> None:
+
+class Board:
+    """A loop and what is on it; `close` unwinds the guests and checks that nothing is left.
+
+    Args:
+        card: options of every card.
+    """
+
+    def __init__(self, card: Mapping[str, Option] | None = None) -> None:
+        self.card = dict(card or {})
         self.loop = Loop(VirtualClock())
         self.guests: list[Guest] = []
         self.machines: dict[str, Machine] = {}
@@ -28,7 +42,7 @@ class Board:
         """A machine with a card on each link, and a guest plugged into it that has not run yet."""
         machine = Machine(self.loop, name=name, cmdline=cmdline, seed=seed)
         for link in links:
-            machine.add_virtio_net(link)
+            machine.add_virtio_net(link, options=self.card)
         guest = Guest(machine.platform, name=name)
         machine.power_on(guest)
         self.guests.append(guest)

@@ -13,12 +13,12 @@ from guest.kernel import Guest
 from guest.net.pbuf import PacketBuffer
 from hw.wire.hub import Hub
 from tests.fakes import frame
-from tests.guest_board import STATIC, Board
+from tests.guest_board import CARDS, STATIC, Board
 
 
-@pytest.fixture
-def board() -> Iterator[Board]:
-    made = Board()
+@pytest.fixture(params=CARDS)
+def board(request: pytest.FixtureRequest) -> Iterator[Board]:
+    made = Board(CARDS[request.param])
     yield made
     made.close()
 

@@ -17,16 +17,16 @@ from guest.net.pbuf import PacketBuffer
 from guest.sys.constants import SHUT_WR
 from hw.wire.hub import Hub
 from hw.wire.impair import ImpairedLink
-from tests.guest_board import SECOND, Board
+from tests.guest_board import CARDS, SECOND, Board
 
 SERVER = "10.0.0.1"
 PORT = 9
 MB = 1_000_000
 
 
-@pytest.fixture
-def board() -> Iterator[Board]:
-    board = Board()
+@pytest.fixture(params=["split", "packed"])
+def board(request: pytest.FixtureRequest) -> Iterator[Board]:
+    board = Board(CARDS[request.param])
     yield board
     board.close()
 
