@@ -6,7 +6,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
-BOARD  := vring/boards/two-guests.toml
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -17,8 +16,8 @@ help: ## say what there is to make
 
 install: $(STAMP) ## make the environment in .venv (once; again when its inputs change)
 
-boot: $(STAMP) ## boot two guests on a hub; the first pings the second
-	@$(BIN)/vring boot $(BOARD) --exit-status --rings
+boot: $(STAMP) ## show a guest at work: its lease, a name, a ping, a file fetched, a page served
+	@$(BIN)/vring tour
 
 demo: $(STAMP) ## step one frame through the rings of a sending guest
 	@$(BIN)/vring demo tx

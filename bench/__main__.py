@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench import hook, hub, pytcp, ring, tap_ping, tcp, udp_echo
+from bench import hook, hub, pytcp, ring, tap_ping, tcp, udp_echo, usernet
 from bench.harness import Figure, spread
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each contestant (default 5)")
     parser.add_argument("--scale", type=float, default=1.0, help="work in a round; 0.1 for a quick look (default 1)")
+    parser.add_argument("--only", default="", help="measure the parts with this word in their name, keep the rest")
     words = parser.parse_args()
     console = Console()
     if not console.is_terminal:
@@ -34,7 +35,11 @@ def main() -> int:
         parts += [
             ("ping over TAP", tap_ping.measure), ("UDP echo over TAP", udp_echo.measure), ("TCP over TAP", tcp.measure),
         ]  # fmt: skip
+    if not usernet.missing():
+        parts.append(("user wire", usernet.measure))
     for name, measure in parts:
+        if words.only not in name:
+            continue
         with console.status(f"measuring: {name}"):
             figures += measure(words.rounds, words.scale)
     console.print(table(figures))
@@ -42,11 +47,15 @@ def main() -> int:
         console.print(f"left out: ping, UDP echo and TCP over TAP ({why})")
     elif pytcp.missing():
         console.print(f"left out: TCP beside another stack ({pytcp.missing()})")
+    if usernet.missing():
+        console.print(f"left out: the user wire ({usernet.missing()})")
     RESULTS.mkdir(exist_ok=True)
     where = RESULTS / "latest.json"
-    where.write_text(
-        json.dumps({"python": platform.python_version(), "figures": [figure.as_dict() for figure in figures]}, indent=1)
-    )
+    rows = [figure.as_dict() for figure in figures]
+    if words.only and where.exists():
+        names = {figure.name for figure in figures}
+        rows = [row for row in json.loads(where.read_text())["figures"] if row["name"] not in names] + rows
+    where.write_text(json.dumps({"python": platform.python_version(), "figures": rows}, indent=1))
     console.print(f"written: {where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where}")
     return 0
 

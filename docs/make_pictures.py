@@ -1,4 +1,4 @@
-"""`python docs/make_pictures.py`: run two commands and draw parts of what they print as docs/img/*.svg.
+"""`python docs/make_pictures.py`: run commands and draw parts of what they print as docs/img/*.svg.
 
 Nothing is drawn by hand: each picture shows lines of a real run, in order, in their colours. Lines that are left out
 leave a `⋮`.
@@ -90,16 +90,18 @@ def draw(name: str, command: str, parts: list[list[str]]) -> None:
 def main() -> None:
     """Make every picture."""
     PICTURES.mkdir(exist_ok=True)
-    boot = run("boot", "two-guests", "--rings")
+    tour = run("tour")
     draw(
-        "boot",
-        "vring boot two-guests --rings",
+        "tour",
+        "make boot",
         [
-            between(boot, "stage 1: memory", "eth0: MAC")[:2],
-            between(boot, "eth0 is up, netif_up to init", "setup: no -gateway")[:1],
-            between(boot, "PING 10.0.0.2", "icmp_seq=3"),
-            between(boot, "--- 10.0.0.2 ping", "sniff[3] ended"),
-            between(boot, "alice eth0 tx", "bob eth0 rx"),
+            [],
+            between(tour, "1 A guest boots", "stage 1: events"),
+            between(tour, "dhcp: eth0: offer", "address: eth0"),
+            between(tour, "✓ address", "wget: numbers.bin saved"),
+            between(tour, "✓ 4,194,304", "httpd: everything"),
+            between(tour, "httpd: 10.0.2.2", "6 What passed"),
+            [],
         ],
     )
     demo = run("demo", "tx")

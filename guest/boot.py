@@ -48,20 +48,25 @@ def stage1(guest: Guest) -> None:
     log("stage 1: events: interrupts and deferred work")
     log("stage 1: clock: timers run")
     options = _options(guest)
-    _configure(guest, options)
+    configure(guest, options)
     guest.grid = standard_grid(guest.config.rx_ring, guest.config.tx_ring)
     guest.devices = probe_devices(services, guest.grid)
     log(f"stage 1: drivers: {len(guest.devices)} network devices")
-    guest.stack = _stack_init(guest, options)
-    guest.resolver = resolver_init(guest, options.settings)
-    guest.scheduler = Scheduler(services.timers, platform.wake, log)
-    guest.calls = calls_init(guest)
-    guest.outlets = Outlets(guest.fes, guest.scheduler, log)
+    software(guest, options)
     log("stage 1: stack: lo is up")
     for index, device in enumerate(guest.devices):
         guest.fes.append(FrontEnd(index, device, log))
         log(f"eth{index}: MAC {format_mac(device.mac)}, MTU {device.mtu}")
     log(f"stage 1: front ends: {len(guest.fes)}")
+
+
+def software(guest: Guest, options: BootOptions) -> None:
+    """What needs no hardware, over the services and the driver grid: stack, resolver, scheduler, system calls."""
+    guest.stack = _stack_init(guest, options)
+    guest.resolver = resolver_init(guest, options.settings)
+    guest.scheduler = Scheduler(guest.services.timers, guest.platform.wake, guest.log.write)
+    guest.calls = calls_init(guest)
+    guest.outlets = Outlets(guest.fes, guest.scheduler, guest.log.write)
 
 
 def _options(guest: Guest) -> BootOptions:
@@ -72,7 +77,7 @@ def _options(guest: Guest) -> BootOptions:
         return BootOptions()
 
 
-def _configure(guest: Guest, options: BootOptions) -> None:
+def configure(guest: Guest, options: BootOptions) -> None:
     """The guest's settings: those it was made with, and over them those of the command line."""
     values = options.settings.values
     if "mtu" in values:

@@ -12,12 +12,14 @@ Promises:
 - No program starts before `netif_up` has reached init, when the guest is networked; with `-dhcp` that is after the
   server's ACK, however long it takes, unless `-dhcp-timeout` says how long to wait. Then the boot goes on without an
   address, and the client goes on looking for one.
-- When all programs of the command line have ended, the guest halts with the status of the last one that ended with
-  another than 0. Without programs it runs for ever.
+- When all programs of the command line have ended, the guest halts with the status of the last one that stands there.
+  Without programs it runs for ever.
+- Who waits for a DHCP server in vain is told so, and what can be done.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 EX_CONFIG = 2  # what the command line asks for cannot be had
 DRAIN_SLICES = 64
+PATIENCE = 10 * SECOND  # of who waits for a DHCP server, until it is said
 ANY = "0.0.0.0"
 
 
@@ -60,9 +63,9 @@ def init(guest: Guest, options: BootOptions) -> int:
                 scheduler.send(boot, "start_em")
             case ("started", int(count)):
                 running = count
-            case ("ended", str(name), int(ended)):
+            case ("ended", str(name), int(ended), bool(last)):
                 log(f"init: {name} ended with status {ended}")
-                status = ended or status
+                status = ended if last else status
                 running -= 1
                 if running == 0:
                     guest.halt(status)
@@ -80,26 +83,26 @@ def boot_process(guest: Guest, options: BootOptions) -> int:
     if init_process is not None and options.start:
         scheduler.send(init_process, ("started", len(options.start)))
         for program in options.start:
-            _start(guest, init_process, program.name, program.args)
+            _start(guest, init_process, program.name, program.args, program is options.start[-1])
     guest.booted = True
     guest.log.write("init running")
     return 0
 
 
-def _start(guest: Guest, init_process: Process, name: str, args: tuple[str, ...]) -> None:
+def _start(guest: Guest, init_process: Process, name: str, args: tuple[str, ...], last: bool) -> None:
     if name not in guest.programs:
         guest.log.write(f"boot: there is no program {name}; there are {', '.join(sorted(guest.programs))}")
-        guest.scheduler.send(init_process, ("ended", name, EX_NOT_FOUND))
+        guest.scheduler.send(init_process, ("ended", name, EX_NOT_FOUND, last))
         return
     process = guest.spawn(name, *args)
     guest.log.write(f"boot: started {name}[{process.pid}]")
     process.on_exit.append(
-        lambda ended: _report(guest, init_process, f"{name}[{ended.pid}]", ended.exit_status or 0)
+        lambda ended: _report(guest, init_process, f"{name}[{ended.pid}]", ended.exit_status or 0, last)
     )
 
 
-def _report(guest: Guest, init_process: Process, name: str, status: int) -> None:
-    guest.scheduler.send(init_process, ("ended", name, status))
+def _report(guest: Guest, init_process: Process, name: str, status: int, last: bool) -> None:
+    guest.scheduler.send(init_process, ("ended", name, status, last))
 
 
 def setup(guest: Guest, options: BootOptions) -> bool:
@@ -113,13 +116,8 @@ def setup(guest: Guest, options: BootOptions) -> bool:
     if not guest.fes:
         log("setup: no network card was found; the network options are ignored")
         return False
-    fe = guest.fes[0]
     address, netmask, gateway = _static(guest, options)
-    _drain(guest, fe)
-    guest.ni = NetworkInterface(fe, guest.stack)
-    interface = guest.ni.interface
-    if guest.mtu_limit is not None and guest.mtu_limit < interface.mtu:
-        interface.set_mtu(guest.mtu_limit)
+    interface = _add_interface(guest)
     try:
         if address != ANY:
             interface.add_address(address, netmask_length(netmask))
@@ -142,6 +140,30 @@ def setup(guest: Guest, options: BootOptions) -> bool:
     log(f"setup: setting {interface.name} up")
     interface.set_up()
     return True
+
+
+def plug_in(guest: Guest) -> Interface:
+    """The network interface at FE/0, made now where the boot had no option that asked for it: down, without address.
+
+    Raises OSError: ENODEV without a card.
+    """
+    if guest.ni is not None:
+        return guest.ni.interface
+    if not guest.fes:
+        raise OSError(errno.ENODEV, "there is no network card")
+    guest.stack.default = interface = _add_interface(guest)
+    guest.log.write(f"interface {interface.name} added at FE/0")
+    return interface
+
+
+def _add_interface(guest: Guest) -> Interface:
+    fe = guest.fes[0]
+    _drain(guest, fe)
+    guest.ni = NetworkInterface(fe, guest.stack)
+    interface = guest.ni.interface
+    if guest.mtu_limit is not None and guest.mtu_limit < interface.mtu:
+        interface.set_mtu(guest.mtu_limit)
+    return interface
 
 
 def _static(guest: Guest, options: BootOptions) -> tuple[str, str, str]:
@@ -167,16 +189,20 @@ def _start_dhcp(guest: Guest, interface: Interface, timeout: int | None) -> bool
         log(f"setup: DHCP cannot be started: {os.strerror(error)}")
         guest.halt(EX_CONFIG)
         return False
-    if timeout is not None:
-        guest.services.timers.after(timeout, lambda: _late(guest, interface, timeout))
+    guest.services.timers.after(timeout or PATIENCE, lambda: _late(guest, interface, timeout))
     return True
 
 
-def _late(guest: Guest, interface: Interface, timeout: int) -> None:
-    """The time for DHCP is up."""
+def _late(guest: Guest, interface: Interface, timeout: int | None) -> None:
+    """The time for DHCP is up, or without a limit it is time to say what is going on."""
     process = guest.scheduler.whereis("init")
     if not guest.booted and (guest.dhcp is None or not guest.dhcp.bound) and process is not None:
-        guest.log.write(f"dhcp: {interface.name}: no lease after {timeout / SECOND:g} s; still looking")
+        waited = f"dhcp: {interface.name}: no lease after {(timeout or PATIENCE) / SECOND:g} s; still looking"
+        if timeout is None:
+            hint = "is there a DHCP server on the wire? -dhcp-timeout S goes on without, -ipaddr needs none"
+            guest.log.write(f"{waited}: {hint}")
+            return
+        guest.log.write(waited)
         guest.scheduler.send(process, "dhcp_timeout")
 
 

@@ -32,6 +32,7 @@ from guest.config import GuestConfig
 from guest.drivers.loopback import Loopback
 from guest.drivers.registry import DriverGrid
 from guest.fe import FrontEnd
+from guest.files import Folder, RamFolder
 from guest.log import BootLog, describe
 from guest.net.device import NetDevice
 from guest.net.dns import Resolver
@@ -47,6 +48,7 @@ from guest.sys.scheduler import EX_SOFTWARE, Process, Scheduler
 if TYPE_CHECKING:
     from guest.net.dhcp_service import DhcpService
     from guest.stdlib.network import Network
+    from guest.terminal import Terminal
 
 
 class Guest:
@@ -64,6 +66,8 @@ class Guest:
         halted, exit_status: set by `halt`.
         log: the boot log (`lines`) and what programs printed (`output`).
         programs: what `-s` and `spawn` find by name; more may be added.
+        files: the folder that programs see; in memory unless the workbench puts another in its place.
+        terminal: what a shell without arguments reads, where there is one.
         config: what the guest runs with, from stage 1 on including the command line's.
         mtu_limit: the MTU that eth0 may have at most, where one was given.
         hostname: the name, or what the DHCP server calls it.
@@ -103,6 +107,8 @@ class Guest:
         self.mtu_limit = None if config is None else config.mtu
         self.log = BootLog(platform.now, console)
         self.programs: dict[str, Program] = programs()
+        self.files: Folder = RamFolder(platform.now)
+        self.terminal: Terminal | None = None
         self.devices: list[NetDevice] = []
         self.fes: list[FrontEnd] = []
         self.ni: NetworkInterface | None = None

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from hw.clock import Clock, VirtualClock
 
+_HANGUP = select.EPOLLERR | select.EPOLLHUP
 DEADLINE_TURNS = 8  # turns of a busy loop between two looks at the guests' deadlines
 
 
@@ -53,6 +54,7 @@ class Loop:
         self._awake: set[int] = set()
         self._readers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], None]] = {}
+        self._hangups: dict[int, Callable[[], None]] = {}
         self._epoll = select.epoll()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._event, select.EPOLLIN)
@@ -94,16 +96,28 @@ class Loop:
         """Call `callback` while `fd` is writable; None stops that. Raises as `set_reader` does."""
         self._watch(self._writers, fd, callback)
 
+    def set_hangup(self, fd: int, callback: Callable[[], None] | None) -> None:
+        """Call `callback` while both directions of `fd` are at their end, or it has an error: for who reads and writes
+        nothing just now. Raises as `set_reader` does.
+        """
+        self._watch(self._hangups, fd, callback)
+
+    def forget(self, fd: int) -> None:
+        """Watch `fd` for nothing any more; to be called before it is closed. Harmless when it is not watched."""
+        known = [table for table in (self._readers, self._writers, self._hangups) if table.pop(fd, None) is not None]
+        if known:
+            self._epoll.unregister(fd)
+
     def _watch(self, table: dict[int, Callable[[], None]], fd: int, callback: Callable[[], None] | None) -> None:
         if self.clock.virtual and callback is not None:
             raise RuntimeError("a host descriptor cannot be waited for on the virtual clock; use --clock real")
-        known = fd in self._readers or fd in self._writers
+        known = fd in self._readers or fd in self._writers or fd in self._hangups
         before = table.pop(fd, None)
         if callback is not None:
             table[fd] = callback
         events = (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)
         try:
-            if not events:
+            if not events and fd not in self._hangups:
                 if known:
                     self._epoll.unregister(fd)
             elif known:
@@ -128,6 +142,8 @@ class Loop:
                 self._readers[fd]()
             if events & ~select.EPOLLIN and fd in self._writers:
                 self._writers[fd]()
+            if events & _HANGUP and fd in self._hangups:
+                self._hangups[fd]()
 
     # -- running -------------------------------------------------------------------------------------------------
 

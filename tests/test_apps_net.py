@@ -224,7 +224,7 @@ def test_b16_udpecho_between_two_guests_over_both_families(pair: Pair) -> None:
 
 
 def test_udpecho_without_a_server_is_refused(pair: Pair) -> None:
-    assert pair.run("udpecho 10.0.0.2 9") == (1, ["1 sent, 0 echoed", "udpecho: Connection refused"])
+    assert pair.run("udpecho 10.0.0.2 9") == (1, ["1 sent, 0 echoed", "udpecho: 10.0.0.2 port 9: Connection refused"])
 
 
 def test_udpecho_without_an_answer_gives_up_after_its_patience(pair: Pair) -> None:
@@ -257,7 +257,7 @@ def test_udpecho_says_that_a_port_is_taken_or_a_name_unknown(pair: Pair) -> None
     pair.bob.spawn("udpecho", "-l")
     pair.board.run(0.1)
     assert pair.run("udpecho -l", guest=pair.bob) == (
-        1, ["udpecho: 0 datagrams served", "udpecho: Address already in use"]
+        1, ["udpecho: 0 datagrams served", "udpecho: port 7: Address already in use; ss -l shows by whom"]
     )  # fmt: skip
     assert pair.run("udpecho nobody")[0] == 1
 

@@ -336,7 +336,7 @@ def exits(status: int, after: float = 0.0) -> object:
 
 
 @pytest.mark.parametrize(
-    ("statuses", "result"), [([(0, 0)], 0), ([(3, 0), (0, 1)], 3), ([(3, 2), (4, 1)], 3), ([(3, 1), (4, 2)], 4)]
+    ("statuses", "result"), [([(0, 0)], 0), ([(3, 0), (0, 1)], 0), ([(3, 2), (4, 1)], 4), ([(0, 1), (4, 2)], 4)]
 )
 def test_the_guest_halts_when_all_programs_have_ended(
     board: Board, statuses: list[tuple[int, float]], result: int
@@ -357,7 +357,7 @@ def test_without_programs_the_guest_runs_on(board: Board) -> None:
 
 
 def test_an_unknown_program_is_status_127(board: Board) -> None:
-    guest = board.boot("-s nosuch -s idle 1")
+    guest = board.boot("-s idle 1 -s nosuch")
     board.run(2)
     assert (guest.halted, guest.exit_status) == (True, 127)
     assert place(guest, f"boot: there is no program nosuch; there are {', '.join(sorted(guest.programs))}")

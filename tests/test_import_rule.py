@@ -41,7 +41,7 @@ HW_LAYERS = (
 GUEST_LAYERS = (
     ("guest.platform", "guest._native", "guest._native_build"),
     ("guest.dma",),
-    ("guest.services", "guest.log"),
+    ("guest.services", "guest.log", "guest.files"),
     ("guest.ring",),
     ("guest.net",),
     ("guest.drivers",),
@@ -49,7 +49,8 @@ GUEST_LAYERS = (
     ("guest.ni", "guest.ol", "guest.sys"),
     ("guest.stdlib", "guest.socket", "guest.select"),
     ("guest.config",),
-    ("guest.cmdline", "guest.names", "guest.init", "guest.boot", "guest.kernel", "guest.apps", "guest.classic"),
+    ("guest.cmdline", "guest.names", "guest.init", "guest.boot", "guest.kernel", "guest.apps", "guest.classic",
+     "guest.terminal"),
 )
 
 # The host's own clocks, threads and wires. hw's doors to them are the real clock, the loop that waits, and the wires
@@ -60,7 +61,7 @@ WORLD = (
 )  # fmt: skip
 DOORS = (
     "hw.clock", "hw.loop", "hw.host_files", "hw.wire.tap", "hw.wire.packet", "vring.cli", "vring.home",
-    "vring.lookalike", "vring.run",
+    "vring.lookalike", "vring.prompt", "vring.run", "vring.tour", "vring.usernet",
 )  # fmt: skip
 
 

@@ -18,8 +18,9 @@ ROOT = Path(guest.net.__file__).parent
 
 # From the bottom up; a module may import those before it.
 ORDER = [
-    "pbuf", "device", "tcp.config", "config", "address", "checksum", "layer", "ethernet", "neighbour", "arp", "family",
-    "route", "groups", "pmtu", "source", "hops", "fragment", "extensions", "guard_rule", "guard_answer", "guard",
+    "pbuf", "device", "tcp.config", "config", "address", "checksum", "layer", "ethernet", "segmentation", "neighbour",
+    "arp", "family", "route", "groups", "pmtu", "source", "hops", "fragment", "extensions", "guard_rule",
+    "guard_answer", "guard",
     "ipv4", "ipv6", "reassembly", "forward", "ip", "timer", "bare", "endpoint", "icmp_error", "icmp_errno", "addressed",
     "datagram", "membership",
     "igmp", "nd_wire", "mld", "nd", "slaac", "interface6", "interface", "echo", "icmp_base", "icmp", "icmpv6",
@@ -27,6 +28,7 @@ ORDER = [
     "tcp.buffers", "tcp.scoreboard", "tcp.secrets", "tcp.settings", "tcp.tcb", "tcp.sender", "tcp.loss", "tcp.receiver",
     "tcp.connection", "tcp.listener", "tcp.timewait", "tcp.ports", "tcp.endpoint", "tcp.layer", "stack",
     "dhcp_wire", "dhcp_lease", "dhcp", "dhcp_service", "dns_wire", "dns_exchange", "dns_stream", "hosts", "dns",
+    "dhcp_pool", "dhcp_server", "dns_server", "dns_forward", "radvd",
 ]  # fmt: skip
 OUTSIDE = {"guest._native", "hw.abi.virtio_net"}  # the optional C, and the data sheet
 

@@ -11,6 +11,7 @@ import pytest
 from guest.sys.constants import (
     AF_INET,
     F_SETFL,
+    IPPROTO_TCP,
     MSG_DONTWAIT,
     MSG_PEEK,
     O_NONBLOCK,
@@ -21,9 +22,12 @@ from guest.sys.constants import (
     SIG_UNBLOCK,
     SIGALRM,
     SIGINT,
+    SO_LINGER,
     SO_RCVTIMEO,
     SOCK_DGRAM,
+    SOCK_STREAM,
     SOL_SOCKET,
+    TCP_QUICKACK,
 )
 from guest.sys.scheduler import EX_KILLED, Process
 from tests.sys_world import SECOND, World
@@ -376,3 +380,60 @@ def test_the_time_of_a_call_goes_on_when_the_door_was_too_optimistic(world: Worl
         world.calls.recv(fd, 100)
 
     assert asked == [500, 200]
+
+
+def connected(world: World) -> tuple[int, int]:
+    """Both ends of a stream over the loopback; for a process."""
+    calls = world.calls
+    listening, client = calls.socket(AF_INET, SOCK_STREAM), calls.socket(AF_INET, SOCK_STREAM)
+    calls.bind(listening, HERE)
+    calls.listen(listening, 1)
+    calls.connect(client, HERE)
+    server, _ = calls.accept(listening)
+    calls.close(listening)
+    return client, server
+
+
+@pytest.mark.parametrize(("reads_after", "closed_after"), [(2 * SECOND, 2 * SECOND), (20 * SECOND, 10 * SECOND)])
+def test_so_linger_blocks_close_until_the_peer_has_everything_or_so_long(
+    world: World, reads_after: int, closed_after: int
+) -> None:
+    calls = world.calls
+    closed: list[int] = []
+
+    def main() -> None:
+        client, server = connected(world)
+        world.scheduler.spawn(lambda: reader(server))
+        calls.setsockopt(client, SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 10))
+        calls.send(client, bytes(120_000))  # more than the other end has room for
+        calls.close(client)
+        closed.append(world.clock.time)
+
+    def reader(server: int) -> int:
+        world.scheduler.sleep(reads_after)
+        while calls.recv(server, 65536):
+            pass
+        calls.close(server)
+        return 0
+
+    world.run(main)
+
+    assert closed == [closed_after]
+
+
+@pytest.mark.parametrize(("on", "least", "most"), [(1, 0, 1_000), (0, 40_000, 41_000)])
+def test_tcp_quickack_decides_when_a_byte_is_acknowledged(world: World, on: int, least: int, most: int) -> None:
+    took: list[int] = []
+
+    def main() -> None:
+        client, server = connected(world)
+        world.calls.setsockopt(server, IPPROTO_TCP, TCP_QUICKACK, on)
+        begun = world.clock.time
+        world.calls.send(client, b"x")
+        while any(end.unacked for end in world.stack.tcp.ends):
+            world.scheduler.sleep(1000)
+        took.append(world.clock.time - begun)
+
+    world.run(main)
+
+    assert least <= took[0] <= most

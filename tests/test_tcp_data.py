@@ -37,6 +37,44 @@ def test_e31_the_delay_is_a_setting() -> None:
     peer.expects(".", ack=6, after=100 * MS)
 
 
+def test_e31_tcp_quickack_acknowledges_what_waits_and_what_comes_next_at_once() -> None:
+    """Until something is sent, as on Linux: then the two talk in turn."""
+    peer, end = World(quick_acks=16).established()
+    end.writes(b"a question")
+    peer.expects("P.")
+    peer.sends("P.", data=b"hello")
+
+    end.end.quick_ack(True)
+    peer.expects(".", ack=6)
+    peer.sends("P.", data=b"hello")
+    peer.expects(".", ack=11)
+
+    end.writes(b"a question")
+    peer.expects("P.")
+    peer.sends("P.", data=b"hello")
+    peer.expects(".", ack=16, after=40 * MS)
+
+
+def test_e31_without_tcp_quickack_even_the_first_segments_are_acknowledged_later() -> None:
+    peer, end = World(quick_acks=16).established()
+    end.end.quick_ack(False)
+    peer.sends("P.", data=b"hello")
+    peer.expects(".", ack=6, after=40 * MS)
+
+
+def test_e31_what_comes_in_inherits_tcp_quickack() -> None:
+    world = World(quick_acks=16)
+    server = world.listens(80)
+    server.end.quick_ack(False)
+    peer = world.peer(80)
+    peer.sends("S", mss=1460)
+    peer.expects("S.")
+    peer.sends(".")
+    server.accepts()
+    peer.sends("P.", data=b"hello")
+    peer.expects(".", ack=6, after=40 * MS)
+
+
 def test_e31_every_second_full_segment_is_acknowledged_at_once() -> None:
     """RFC 9293 §3.8.6.3."""
     peer, _ = World().established()
@@ -408,6 +446,97 @@ def test_e30_a_closed_end_does_not_wait_for_ever_for_the_peers_fin() -> None:
 
     peer.sends("F.")
     peer.expects("R", seq=2)
+    assert list(world.stack.tcp.ends) == []
+
+
+@pytest.mark.parametrize(
+    ("linger2", "wait"), [(5 * SECOND, 5 * SECOND), (0, 60 * SECOND), (100 * SECOND, 100 * SECOND)]
+)
+@pytest.mark.parametrize("shut_first", [False, True])
+def test_e30_tcp_linger2_is_how_long_it_waits(linger2: int, wait: int, shut_first: bool) -> None:
+    world = World()
+    peer, end = world.established()
+    end.sets(linger2=linger2)
+    if shut_first:
+        end.shuts()
+        peer.expects("F.")
+        peer.sends(".")
+        end.closes()
+    else:
+        end.closes()
+        peer.expects("F.")
+        peer.sends(".")
+
+    world.passes(wait - 1)
+    assert [each.state.name for each in world.stack.tcp.connections] == ["FIN_WAIT_2"]
+    world.passes(1)
+    assert list(world.stack.tcp.connections) == []
+
+
+@pytest.mark.parametrize("shut_first", [False, True])
+def test_e30_a_negative_tcp_linger2_waits_for_no_fin_at_all(shut_first: bool) -> None:
+    """As on Linux: once our FIN is acknowledged and nobody holds the connection it is reset."""
+    world = World()
+    peer, end = world.established()
+    end.sets(linger2=-1)
+    if shut_first:
+        end.shuts()
+        peer.expects("F.", seq=1)
+        peer.sends(".")
+        end.is_in("FIN_WAIT_2")
+        end.closes()
+    else:
+        end.closes()
+        peer.expects("F.", seq=1)
+        peer.sends(".")
+
+    peer.expects("R.", seq=2)
+    assert list(world.stack.tcp.ends) == []
+
+
+def test_e30_who_lingers_is_told_of_the_acknowledgement() -> None:
+    """SO_LINGER: `close` waits until the peer has everything, though nobody holds the connection by then."""
+    peer, end = World().established()
+    end.writes(b"last words")
+    peer.expects("P.")
+    told: list[str] = []
+    end.closes()
+    peer.expects("F.", seq=11)
+    end.end.on_ready = lambda: told.append(end.state)
+
+    peer.sends(".", ack=5)
+    peer.sends(".", ack=12)
+
+    assert told[-1:] == ["FIN_WAIT_2"], f"told in {told}"
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_e50_a_closed_end_whose_peer_never_makes_room_does_not_stay_for_ever(silent: bool) -> None:
+    """A peer that answers every probe keeps a connection that somebody holds, but not one that nobody will ever see."""
+    world = World(tcp=TcpConfig(linger_retries=4))
+    peer, end = world.established(win=0)
+    end.writes(body(5000))
+    end.closes()
+
+    for _ in range(4):
+        peer.expects(".", seq=1, data=body(1), within=(0, 120 * SECOND))
+        if not silent:
+            peer.sends(".", ack=1, win=0)
+    world.passes(120 * SECOND)
+
+    assert peer.drains() == []
+    assert list(world.stack.tcp.ends) == []
+    assert world.stack.tcp.counters["given_up"] == 1
+
+
+def test_e50_a_closed_end_sends_its_data_again_only_so_often() -> None:
+    """TcpConfig.linger_retries; another end does it five times (C25)."""
+    world = World(tcp=TcpConfig(linger_retries=2))
+    peer, end = world.established()
+    end.writes(b"heard by nobody")
+    end.closes()
+    world.passes(600 * SECOND)
+    assert [segment.seq for segment in peer.drains() if segment.data] == [1, 1, 1]
     assert list(world.stack.tcp.ends) == []
 
 

@@ -271,6 +271,31 @@ def test_rfc2018_5_1_the_timer_forgets_what_was_reported() -> None:
     assert at(peer, 1) in [segment.seq for segment in peer.drains()]
 
 
+def test_rfc2018_8_a_peer_that_takes_back_what_it_reported_while_its_window_is_closed() -> None:
+    """The first segment was reported, is not acknowledged, and there is no room: it is probed with all the same."""
+    peer, end = flow(sack=True, segments=3, tcp=PLAIN)
+    peer.sends(".", ack=at(peer, 0), win=0, sack=[(at(peer, 0), at(peer, 2))])
+
+    peer.expects(".", seq=at(peer, 0), length=1000, within=(0, 5 * SECOND))
+    peer.sends(".", ack=at(peer, 0), win=0)
+    peer.expects(".", seq=at(peer, 0), length=1000, within=(0, 5 * SECOND))
+    peer.sends(".", ack=at(peer, 1))
+
+    peer.expects(".", seq=at(peer, 1), length=1000, within=(0, 5 * SECOND))  # what it has forgotten is sent again
+    peer.sends(".")
+    end.world.passes(20 * SECOND)
+    assert end.end.unacked == 0, f"{end.end.info()}"
+
+
+def test_the_one_segment_of_a_timer_waits_for_no_card() -> None:
+    """tx_stalls counts where the card had no room; and who waits for a card that never tells is kept for ever."""
+    peer, end = flow(segments=10)
+    end.world.passes(120 * SECOND)
+    assert len(peer.drains()) >= 5
+    assert end.world.stack.tcp.counters["tx_stalls"] == 0
+    assert end.world.stack.tcp._stalled == {}
+
+
 def test_h58_sack_blocks_that_make_no_sense_change_nothing() -> None:
     peer, end = flow(sack=True)
 

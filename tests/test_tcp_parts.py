@@ -117,6 +117,21 @@ def test_rfc2018_4_no_more_runs_are_held_than_allowed_but_what_is_next_always_is
     assert buffer.insert(0, memoryview(b"x"), None)
 
 
+def test_h61_single_bytes_from_the_last_to_the_first_cost_no_more_than_from_the_first_to_the_last() -> None:
+    """Of a run that grows at its front nothing that is there already is touched again and again."""
+    buffer = ReceiveBuffer(0, 4)
+    whole = memoryview(random.Random(1).randbytes(5000))
+    for at in range(4999, 0, -1):
+        buffer.insert(at, whole[at : at + 1], None)
+    (block,) = buffer._blocks
+    assert len(block.pieces) < 20, f"{len(block.pieces)} pieces"
+    buffer.insert(0, whole[:1], None)
+    buffer.join()
+    got = bytearray(5000)
+    buffer.take(memoryview(got), 5000)
+    assert got == whole
+
+
 # -- the scoreboard --------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +141,9 @@ def test_rfc6675_in_flight_is_what_was_sent_and_is_neither_here_nor_lost(data: s
     board = Scoreboard(timed=data.draw(st.booleans()))
     una = nxt = START
     for now in range(data.draw(st.integers(1, 60))):
-        kind = data.draw(st.sampled_from(["send", "send", "ack", "sack", "lose", "resend", "split", "believe"]))
+        kind = data.draw(
+            st.sampled_from(["send", "send", "ack", "sack", "sack", "lose", "resend", "split", "believe", "forget"])
+        )
         segments = list(board)
         if kind == "send":
             size = data.draw(st.integers(1, 1460))
@@ -137,10 +154,12 @@ def test_rfc6675_in_flight_is_what_was_sent_and_is_neither_here_nor_lost(data: s
             board.acknowledge(una)
         elif kind == "believe":
             board.believe()
+        elif kind == "forget":
+            board.forget_sacks()
         elif segments:
             one = data.draw(st.sampled_from(segments))
             if kind == "sack":
-                board.sack(one.start, one.end)
+                board.sack(one.start, data.draw(st.sampled_from([other.end for other in segments])))
             elif kind == "lose":
                 board.mark_lost(one)
             elif kind == "resend" and not one.sacked:
@@ -154,7 +173,28 @@ def test_rfc6675_in_flight_is_what_was_sent_and_is_neither_here_nor_lost(data: s
         assert board.in_flight == sum(one.end - one.start for one in segments if not one.sacked and not one.lost)
         assert board.sacked_bytes == sum(one.end - one.start for one in segments if one.sacked)
         assert board.sacked_count == sum(one.sacked for one in segments)
+        board.check()
         assert {id(one) for one in board.lost if one.lost} >= {id(one) for one in segments if one.lost}
+
+
+def test_h61_a_block_that_is_reported_again_and_again_is_not_walked_through_each_time() -> None:
+    """Ten thousand segments behind a hole, and each is reported with all those before it."""
+    board = Scoreboard(timed=True)
+    looked = 0
+
+    class Counted(Sent):
+        __slots__ = ()
+
+        def __getattribute__(self, name: str) -> object:
+            nonlocal looked
+            looked += name == "sacked"
+            return super().__getattribute__(name)
+
+    for at in range(10_000):
+        board.add(Counted(START + at, START + at + 1, 0, 0))
+    found = sum(len(board.sack(START + 1, START + at)) for at in range(2, 10_001))
+    assert found == 9_999
+    assert looked < 100_000, f"{looked} looks at {found} segments"
 
 
 # -- timers ----------------------------------------------------------------------------------------------------------
@@ -199,6 +239,30 @@ def test_moving_a_deadline_back_ten_thousand_times_leaves_one_entry() -> None:
         queue.arm(alarm)
         alarm.when += 1
     assert len(queue) == 1
+
+
+def test_h62_deadlines_that_were_overtaken_are_swept_out() -> None:
+    """A far one (keepalive) is set again behind each near one (a delayed acknowledgement) that has fired."""
+    queue, alarm = TimerQueue(), Alarm([], "ack", 0)
+    for now in range(0, 100_000, 10):
+        alarm.when = now + 7_200_000
+        queue.arm(alarm)
+        alarm.when = now + 5
+        queue.arm(alarm)
+        queue.run_due(now + 5)
+
+    assert len(queue) < 100, f"{len(queue)} entries for one connection"
+
+
+def test_e50_who_has_ended_is_not_kept_until_its_time_comes() -> None:
+    queue = TimerQueue()
+    for _ in range(1000):
+        alarm = Alarm([], "alive", 7_200_000)
+        queue.arm(alarm)
+        queue.forget(alarm)
+
+    assert len(queue) < 100, f"{len(queue)} connections are kept"
+    assert queue.next_deadline() is None
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------------

@@ -103,6 +103,22 @@ def test_e34_a_full_buffer_closes_the_window_and_takes_nothing_more() -> None:
     end.reads(body(8000))
 
 
+def test_e34_a_fin_where_a_full_window_ends_is_taken_and_acknowledged() -> None:
+    """It needs no room; the window is nothing then, not one less."""
+    peer, end = World().established()
+    data = body(65535)
+    for at in range(0, len(data), 1460):
+        peer.sends(".", data=data[at : at + 1460])
+    peer.drains()
+
+    peer.sends("F.")
+
+    peer.expects(".", ack=65537, win=0)
+    end.is_in("CLOSE_WAIT")
+    end.reads(data)
+    end.reads_end()
+
+
 def test_e34_what_reaches_beyond_the_window_is_cut() -> None:
     peer, end = World(tcp=FIXED).established()
     peer.sends_data(body(7300))
@@ -112,6 +128,19 @@ def test_e34_what_reaches_beyond_the_window_is_cut() -> None:
 
     peer.expects(".", ack=8001, win=0)
     end.reads(body(7300) + body(700))
+
+
+def test_h62_small_segments_do_not_push_the_window_on_for_ever() -> None:
+    """A scaled field is rounded up, so that the edge does not move back; that must not add up without end."""
+    world = World()
+    peer, end = world.established(ws=7)
+    taken = 0
+    for _ in range(1500):  # each repeats a byte, so that each is acknowledged at once
+        peer.sends("P.", seq=taken, data=bytes(100))
+        taken = peer.drains()[-1].ack - 1
+
+    assert taken <= 65535 * 9 // 8 + 128, f"{taken} bytes wait for a reader that was to have 65,535 at most"
+    assert end.end.unread == taken
 
 
 def test_e34_reading_reopens_the_window_when_that_is_worth_a_segment() -> None:
@@ -198,8 +227,10 @@ def test_e34_a_window_that_stays_silly_is_used_in_the_end() -> None:
 
     peer.sends(".", win=100)
 
-    got = peer.expects(".", seq=1461, within=(100 * MS, SECOND))
-    assert 0 < len(got.data) <= 100
+    peer.expects(".", seq=1461, data=body(4000)[1460:1560], within=(100 * MS, SECOND))
+    peer.expects_nothing(during=100 * MS)
+    peer.sends(".", win=100)
+    peer.expects(".", seq=1561, data=body(4000)[1560:1660], within=(100 * MS, SECOND))
 
 
 def test_e34_a_closed_window_is_probed_ever_more_slowly_and_without_end() -> None:
@@ -214,6 +245,7 @@ def test_e34_a_closed_window_is_probed_ever_more_slowly_and_without_end() -> Non
         wait = min(2 * wait, 120 * SECOND)
 
     end.is_in("ESTABLISHED")
+    assert (end.end.info().retransmits, end.world.stack.tcp.counters["tx_window_probes"]) == (0, 20)
     peer.sends(".", ack=1, win=4000)
     got = peer.drains()
     assert b"".join(segment.data for segment in got) == body(2921)

@@ -73,6 +73,86 @@ def test_b8_servers_and_clients_of_the_standard_library_run_over_a_guest(certifi
     assert run(words) == (0, SEEN, "")
 
 
+BOTH_WAYS = """\
+import os, select, socket, ssl, sys, threading
+where, *pair = sys.argv[1:]
+listener = socket.create_server((where, 0))
+server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+server.load_cert_chain(*pair)
+client = ssl.create_default_context(cafile=pair[0])
+data, start = os.urandom(1_000_000), threading.Event()
+def small(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20000)
+    return sock
+def echo(sock):
+    while data := sock.recv(65536):
+        sock.sendall(data)
+def say(sock):
+    sock.sendall(b"hello")
+    start.wait()
+    while sock.recv(65536):
+        pass
+def hear(sock):
+    start.wait()
+    got = b""
+    while more := sock.recv(65536):
+        got += more
+    sock.sendall(str(got == data).encode())
+def connect(serve):
+    def run():
+        with server.wrap_socket(small(listener.accept()[0]), server_side=True) as sock:
+            serve(sock)
+    threading.Thread(target=run, daemon=True).start()
+    return client.wrap_socket(small(socket.create_connection(listener.getsockname())), server_hostname=where)
+
+with connect(echo) as sock:
+    threading.Thread(target=sock.sendall, args=(data,), daemon=True).start()
+    got = b""
+    while len(got) < len(data) and (more := sock.recv(65536)):
+        got += more
+    print("two threads", got == data)
+with connect(say) as sock:
+    select.select([sock], [], [])
+    sock.setblocking(False)
+    try:
+        while True:
+            sock.send(data)
+    except ssl.SSLWantWriteError:
+        print("no more room", sock.recv(9))
+    start.set()
+start.clear()
+with connect(hear) as sock:
+    sock.settimeout(0.01)
+    late, left = 0, memoryview(data)
+    while left:
+        try:
+            left = left[sock.send(left):]
+        except TimeoutError:
+            late += 1
+            start.set()
+    print("late", late > 0)
+    sock.settimeout(None)
+    try:
+        sock.unwrap()
+    except ssl.SSLError as error:
+        print(error.reason)
+"""
+
+
+def test_b8_ssl_reads_and_writes_at_once_and_goes_on_where_it_could_not(
+    tmp_path: Path, certificate: tuple[str, str]
+) -> None:
+    """One thread reads while another one writes, and neither waits for the other; who is told that there is no room
+    reads on; who was too slow writes on.
+    """
+    (tmp_path / "ways.py").write_text(BOTH_WAYS)
+    words = ["ways.py", "127.0.0.1", *certificate]
+
+    expected = run([sys.executable, *words], tmp_path)
+
+    assert run([*VRING, *words], tmp_path) == expected
+
+
 OUTLIVING = """\
 import os, select, socket, threading
 listener = socket.create_server(("127.0.0.1", 0))

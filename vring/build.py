@@ -31,7 +31,10 @@ from vring.config import Board, ConfigError, GuestSpec, NicSpec, WireSpec
 if TYPE_CHECKING:
     from hw.virtio.mmio import VirtioMmio
     from hw.wire.pcap import PcapFile
+    from vring.share import HostFolder
+    from vring.simnet.net import SimNet
     from vring.trace.flow import Passage, Tracer
+    from vring.usernet.gateway import UserNet
     from vring.view.packed import PackedSnapshot
     from vring.view.rings import QueueSnapshot
 
@@ -76,9 +79,12 @@ class Rig:
         pcap: write what passes every NIC to this pcapng file.
         console: told of every line that a guest logs or prints; with several guests the line names its guest.
         trace: told of every stage that a frame passes; None costs nothing.
+        share: a folder of the host that the guests' programs see; None for one in memory for each.
 
     Attributes:
-        loop, clock, machines, guests, hubs: what was built; hubs by name.
+        loop, clock, machines, guests, hubs: what was built; hubs by name. Partial guests have no machine.
+        user_nets: what is behind the user wires, by guest and card, such as "guest.eth0".
+        sims: the simulated outsides, by how their wires are written: "sim", "sim:loss=1%".
 
     Raises ConfigError for a board that cannot be, `hw.wire.link.WireError` for a wire that cannot be made.
     """
@@ -90,6 +96,7 @@ class Rig:
         pcap: str | Path | None = None,
         console: Callable[[str, str], None] | None = None,
         trace: Callable[[Passage], None] | None = None,
+        share: str | Path | None = None,
     ) -> None:
         board.check()
         options = check_guests(board)
@@ -98,9 +105,14 @@ class Rig:
         self.loop = Loop(self.clock)
         self.machines: list[Machine] = []
         self.guests: list[Guest] = []
+        self._booting: list[tuple[Machine, Guest]] = []
         self.hubs: dict[str, Hub] = {}
+        self.user_nets: dict[str, UserNet] = {}
+        self.sims: dict[str, SimNet] = {}
+        self._console = console
         self._links: list[Link] = []
         self._capture: PcapFile | None = None
+        self._folder: HostFolder | None = None
         self._trace = None if trace is None else self._open_trace(trace)
         self._starters: list[Guest] = []
         self._powered = False
@@ -108,8 +120,10 @@ class Rig:
         try:
             if pcap is not None:
                 self._capture = self._open_capture(pcap)
+            if share is not None:
+                self._folder = self._open_folder(share)
             for spec, said in zip(board.guests, options, strict=True):
-                guest = self._add_guest(spec, console)
+                guest = self._add_partial(spec) if spec.partial else self._add_guest(spec, console)
                 if said.start:
                     self._starters.append(guest)
         except BaseException:
@@ -126,6 +140,14 @@ class Rig:
         except OSError as error:
             raise ConfigError(f"the capture file {path} cannot be written: {error.strerror}") from None
 
+    def _open_folder(self, path: str | Path) -> HostFolder:
+        from vring.share import HostFolder  # noqa: PLC0415  (few boards are given one)
+
+        try:
+            return HostFolder(path)
+        except OSError as error:
+            raise ConfigError(f"the folder {path} cannot be shared: {error.strerror}") from None
+
     def _open_trace(self, tell: Callable[[Passage], None]) -> Tracer:
         from vring.trace.flow import Tracer  # noqa: PLC0415  (few boots are watched)
 
@@ -141,7 +163,30 @@ class Rig:
         write = None if console is None else lambda line: console(spec.name, line)
         guest = Guest(machine.platform, name=spec.name, console=write)
         self.guests.append(guest)
+        self._booting.append((machine, guest))
+        if self._folder is not None:
+            guest.files = self._folder
         _after_stage1(guest, lambda: self._stage1_done(machine, guest))
+        return guest
+
+    def _add_partial(self, spec: GuestSpec) -> Guest:
+        """A guest without a machine, with its wires plugged in."""
+        from vring.partial import PartialGuest  # noqa: PLC0415  (few boards have one)
+
+        console = self._console
+        write = None if console is None else lambda line: console(spec.name, line)
+        try:
+            rng = self.machines[0].random(f"partial guest {spec.name}")
+            guest = PartialGuest(self.loop, name=spec.name, rng=rng, words=spec.words, console=write)
+            self.guests.append(guest)
+            for slot, nic in enumerate(spec.nics):
+                link = self._plug(nic.wire, f"{spec.name}.eth{slot}")
+                addresses = str(nic.options.get("address", "")).split()
+                guest.plug(link, *addresses, mac=nic.mac, mtu=int(nic.options.get("mtu", 1500)))
+            if spec.gateway:
+                guest.route(spec.gateway)
+        except ValueError as error:
+            raise ConfigError(f"{self.board.where(spec)}: {error}") from None
         return guest
 
     def _stage1_done(self, machine: Machine, guest: Guest) -> None:
@@ -188,9 +233,39 @@ class Rig:
             from hw.wire.packet import PacketLink  # noqa: PLC0415  (Linux only)
 
             return PacketLink(self.loop, wire.name)
+        if wire.kind == "user":
+            return self._add_user_net(wire, name)
+        if wire.kind == "sim":
+            return self._sim(wire).port(name)
         link = cable(self.loop)[0]
         link.name = f"none at {name}"
         return link
+
+    def _add_user_net(self, wire: WireSpec, name: str) -> Link:
+        from vring.usernet.gateway import UserNet  # noqa: PLC0415  (loads servers and the host's sockets)
+        from vring.usernet.options import UserOptions  # noqa: PLC0415
+
+        rng = self.machines[-1].random(f"user wire {name}")
+        guest = name.partition(".")[0]
+
+        def complain(line: str) -> None:
+            if self._console is not None:
+                self._console(guest, line)
+
+        net = UserNet(self.loop, UserOptions.parse(wire.options), name=f"user at {name}", rng=rng, complain=complain)
+        self.user_nets[name] = net
+        return net.link
+
+    def _sim(self, wire: WireSpec) -> SimNet:
+        """The outside of a sim wire; those with the same options share one."""
+        sim = self.sims.get(str(wire))
+        if sim is None:
+            from vring.simnet.net import SimNet  # noqa: PLC0415  (loads servers)
+            from vring.simnet.options import SimOptions  # noqa: PLC0415
+
+            options = SimOptions.parse(wire.options)
+            sim = self.sims[str(wire)] = SimNet(self.loop, options, rng=self.machines[-1].random)
+        return sim
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -198,12 +273,12 @@ class Rig:
         """Give every guest its first turn; harmless when they have had it."""
         if not self._powered:
             self._powered = True
-            for machine, guest in zip(self.machines, self.guests, strict=True):
+            for machine, guest in self._booting:
                 machine.power_on(guest)
 
     def done(self) -> bool:
-        """Whether every guest that has start programs has halted; without such guests, whether all have."""
-        return all(guest.halted for guest in self._starters or self.guests)
+        """Whether every guest that has start programs has halted; without such guests, whether all that boot have."""
+        return all(guest.halted for guest in self._starters or [guest for _, guest in self._booting])
 
     @property
     def has_programs(self) -> bool:
@@ -229,18 +304,24 @@ class Rig:
 
         return [
             queue
-            for machine, guest in zip(self.machines, self.guests, strict=True)
+            for machine, guest in self._booting
             for queue in machine_queues(machine, guest)
         ]
 
     def counters(self) -> dict[str, dict[str, Counter[str]]]:
         """A copy of all counters: guest name → layer → counter, from the wire upwards; then those of the hubs."""
         found: dict[str, dict[str, Counter[str]]] = {}
-        for machine, guest in zip(self.machines, self.guests, strict=True):
-            layers = {**machine.counters(), **guest.counters()}
+        machines = {guest.name: machine for machine, guest in self._booting}
+        for guest in self.guests:
+            below = machines[guest.name].counters() if guest.name in machines else {}
+            layers = {**below, **guest.counters()}
             found[guest.name] = {layer: Counter(counter) for layer, counter in layers.items()}
         if self.hubs:
             found["hubs"] = {name: Counter(hub.counters) for name, hub in self.hubs.items()}
+        if self.user_nets:
+            found["user wires"] = {name: Counter(net.counters) for name, net in self.user_nets.items()}
+        for name, sim in self.sims.items():
+            found[name] = sim.counters()
         return found
 
     # -- closing -------------------------------------------------------------------------------------------------
@@ -257,8 +338,14 @@ class Rig:
             last.callback(self.loop.close)
             if self._capture is not None:
                 last.callback(self._capture.close)
+            if self._folder is not None:
+                last.callback(self._folder.close)
             for hub in self.hubs.values():
                 last.callback(hub.close)
+            for net in self.user_nets.values():
+                last.callback(net.close)
+            for sim in self.sims.values():
+                last.callback(sim.close)
             for link in self._links:
                 last.callback(link.close)
             for machine in self.machines:

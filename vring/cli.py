@@ -4,16 +4,19 @@
     vring run [--nic …]… [--wire …]… [options] SCRIPT|-m MODULE [ARGUMENTS]
     vring boards
     vring demo [tx|rx] [--step]
+    vring tour
 
 Promises:
 - What follows the first `--` belongs to the guest and is not looked at by the option parser here. For `vring run` that
   is the program and its arguments.
 - Exit status: 0 done (a signal and the end of the time included), 1 a failure while running, such as a wire that cannot
   be made, 2 a mistake in what was asked for. Mistakes and failures are one line on stderr: `vring: …`.
-- With `--exit-status` the largest status of the guests' programs instead of 0, and 124 when they were cut off.
+- With `--exit-status` the status of the guest's last program instead of 0 (with several guests the largest of theirs),
+  and 124 when they were cut off.
+- On a terminal a board without programs ends in a prompt, which is the shell of its first guest (vring/prompt.py).
 - rich and the machine itself load only when a command needs them.
 
-Sections: `main`, `boot`, `run`, `boards`, `demo`, running a board.
+Sections: `main`, `boot`, `run`, `boards`, `demo`, `tour`, running a board.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vring import __version__
-from vring.boards import find, shipped, summary
+from vring.boards import DEFAULT, asked_for, shipped, summary
 from vring.config import CLOCKS, Board, ConfigError, join_words
 from vring.launch import become, named, split
 
@@ -131,17 +134,22 @@ _BOOT_HELP = """Boot a board and run it until its guests' programs have ended, t
 
 \b
 Examples:
+  vring boot
   vring boot two-guests
   vring boot --wire hub -- -ipaddr 10.0.0.1 -netmask 255.255.255.0 -s ping 127.0.0.1 -c 3
   vring boot --nic virtio:mtu=9000 --wire tap:t0 -- -ipaddr 10.9.0.2 -netmask 255.255.255.0
+  vring boot --wire user:hostfwd=tcp::8080-:80 -- -dhcp -s ping 10.0.2.2 -c 3
+  vring boot --wire sim:loss=2% -- -dhcp -s ping 8.8.8.8 -c 3 -s wget http://example.com
+  vring boot --wire user --share . -- -dhcp -s httpd -s sh
   vring boot my-board.toml --wire hub:lan,loss=5%,delay=10ms --clock virtual --for 60 --rings
 
 \b
 NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …; or none.
-Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE; each takes impairments:
+Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]; and impairments:
   loss=1% delay=10ms jitter=2ms reorder=1% duplicate=1% corrupt=1% rate=10mbit
 What follows -- is the guest's command line:
-  -ipaddr A -netmask M -gateway G, and -s PROGRAM ARGUMENTS… for each program to start.
+  -ipaddr A -netmask M -gateway G, or -dhcp, and -s PROGRAM ARGUMENTS… for each program to start.
+Without programs, and with -s sh, a terminal ends in the guest's shell: type help there.
 """
 
 
@@ -149,7 +157,7 @@ What follows -- is the guest's command line:
 def _boot(
     context: typer.Context,
     board: Annotated[
-        str | None, typer.Argument(metavar="BOARD", help="A TOML file, or the name of one that ships.")
+        str | None, typer.Argument(metavar="BOARD", help=f"A TOML file, or the name of one that ships; else {DEFAULT}.")
     ] = None,
     nic: Annotated[
         list[str] | None, typer.Option(metavar="MODEL[:KEY=VALUE,…]", help="Add a NIC: virtio, or none. Repeatable.")
@@ -169,16 +177,16 @@ def _boot(
     trace: Annotated[
         bool, typer.Option("--trace", help="Show each frame's way, stage by stage, and why it was dropped.")
     ] = False,
+    share: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A folder of the host that the guests' programs see.")
+    ] = None,
     exit_status: Annotated[
-        bool, typer.Option("--exit-status", help="Exit as the guests' programs did; 124 when they were cut off.")
+        bool, typer.Option("--exit-status", help="Exit as the last program did; 124 when it was cut off.")
     ] = False,
 ) -> int:
     words = context.obj
     cmdline = None if words is None else join_words(words)
-    if board is None:
-        described = Board.of_words(nic or (), wire or (), cmdline or "")
-    else:
-        described = find(board).with_words(nic or (), wire or (), cmdline)
+    described = asked_for(board, nic or (), wire or (), cmdline, virtual=clock == "virtual")
     if clock is not None:
         if clock not in CLOCKS:
             raise ConfigError(f"--clock is {' or '.join(CLOCKS)}, not {clock!r}")
@@ -189,7 +197,9 @@ def _boot(
         if not 0 < seconds < math.inf:
             raise ConfigError(f"--for is a finite number of seconds above 0, not {seconds:g}")
         described = replace(described, run=seconds)
-    return run_board(described, pcap=pcap, verbose=verbose, rings=rings, trace=trace, exit_status=exit_status)
+    return run_board(
+        described, pcap=pcap, share=share, verbose=verbose, rings=rings, trace=trace, exit_status=exit_status
+    )
 
 
 # -- run -------------------------------------------------------------------------------------------------------------
@@ -278,6 +288,21 @@ def _demo(
     return 0
 
 
+@app.command("tour", help="See a guest at work, step by step, without any rights. Exits 0 if all went well.")
+def _tour(
+    context: typer.Context,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="For all that is random in the board.")] = None,
+) -> int:
+    _no_guest_words(context)
+    from hw.wire.link import WireError  # noqa: PLC0415  (loads the machine)
+    from vring.tour import tour  # noqa: PLC0415
+
+    try:
+        return tour(_console(), seed=seed)
+    except (WireError, OSError) as error:
+        raise _Failure(str(error), EXIT_FAILURE) from None
+
+
 # -- running a board -------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +321,7 @@ def run_board(
     board: Board,
     *,
     pcap: Path | None = None,
+    share: Path | None = None,
     verbose: bool = False,
     rings: bool = False,
     trace: bool = False,
@@ -304,9 +330,12 @@ def run_board(
     """Build `board`, run it, print what it does, and return the exit status. Raises ConfigError."""
     from hw.wire.link import WireError  # noqa: PLC0415  (the machine loads when a board runs)
     from vring.build import Rig  # noqa: PLC0415
+    from vring.prompt import Dialogue, is_terminal, with_shell  # noqa: PLC0415
     from vring.view.boot import LinePrinter, PassagePrinter, board_lines  # noqa: PLC0415
 
     console = _console()
+    typed = is_terminal()
+    board, at = with_shell(board, typed)
     if verbose:
         console.print(board_lines(board))
     stopped = False
@@ -318,24 +347,42 @@ def run_board(
         if rig is not None:
             rig.loop.stop()
 
+    def build(say: Callable[[str, str], None]) -> Rig:
+        return Rig(board, pcap=pcap, console=say, trace=PassagePrinter(console) if trace else None, share=share)
+
     # From here on a signal is a request to stop, also while wires are made and unmade: a TAP must not be left behind.
     with _signals(stop):
+        printer = LinePrinter(console, [guest.name for guest in board.guests])
+        talk = None
         try:
-            printer = LinePrinter(console, [guest.name for guest in board.guests])
-            rig = Rig(board, pcap=pcap, console=printer, trace=PassagePrinter(console) if trace else None)
+            if at is None:
+                rig = build(printer)
+            else:
+                talk = Dialogue(build, at=at, typed=typed, board=board, printer=printer)
+                rig = talk.rig
         except (WireError, OSError) as error:
             raise _Failure(str(error), EXIT_FAILURE) from None
         running = rig
+
+        def see() -> tuple[bool, RenderableType]:
+            ended = running.clock.now()
+            return running.done(), _report(
+                running, ended=ended, stopped=stopped, verbose=verbose, rings=rings, brief=talk is not None and typed
+            )
+
         try:
-            running.power_on()
-            deadline = None if board.run is None else round(board.run * 1_000_000)
-            running.loop.run(until=lambda: stopped or running.done(), deadline=deadline)
-            finished = running.done()
-            report = _report(running, ended=running.clock.now(), stopped=stopped, verbose=verbose, rings=rings)
+            if talk is not None:
+                stopped = talk.run(stopped)
+                finished, report = talk.call(see)
+            else:
+                running.power_on()
+                deadline = None if board.run is None else round(board.run * 1_000_000)
+                running.loop.run(until=lambda: stopped or running.done(), deadline=deadline)
+                finished, report = see()
         except WireError as error:
             raise _Failure(str(error), EXIT_FAILURE) from None
         finally:
-            running.close()  # programs that are cut off have their last words here
+            (running if talk is None else talk).close()  # programs that are cut off have their last words here
         console.print(report)
     for guest in rig.guests:
         if guest.halted and guest.exit_status and not stopped and not guest.booted:
@@ -348,8 +395,12 @@ def run_board(
     return rig.exit_status or (EXIT_CUT_OFF if cut_off else 0)
 
 
-def _report(rig: Rig, *, ended: int, stopped: bool, verbose: bool, rings: bool) -> RenderableType:
-    """What there is to see of a board that stopped at the time `ended`, taken down before anything is closed."""
+def _report(
+    rig: Rig, *, ended: int, stopped: bool, verbose: bool, rings: bool, brief: bool = False
+) -> RenderableType:
+    """What there is to see of a board that stopped at the time `ended`, taken down before anything is closed; `brief`
+    for who has seen enough, at a prompt.
+    """
     from rich.console import Group  # noqa: PLC0415  (loads on first use)
     from rich.text import Text  # noqa: PLC0415
 
@@ -363,6 +414,8 @@ def _report(rig: Rig, *, ended: int, stopped: bool, verbose: bool, rings: bool) 
         over = rig.board.run is not None and ended >= rig.board.run * 1_000_000
         why = "stopped by a signal" if stopped else "the time is up" if over else "nothing can happen any more"
         parts.append(Text(f"vring: {why} after {ended / 1_000_000:.3f} s", style="dim"))
+    if brief and not (verbose or rings):
+        return Group(*parts)
     parts.append(Text())
     if verbose:
         parts += [part for machine in rig.machines for part in (negotiated_lines(machine), Text())]

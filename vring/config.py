@@ -8,7 +8,7 @@ option), what is wrong, and what is allowed.
 
 A file:
 
-    clock = "virtual"            # or "real" (the default)
+    clock = "virtual"            # or "real" (the default, unless there is a sim wire)
     seed = 1
     run = 10                     # seconds of the board's clock at most; without it until the guests halt
 
@@ -23,6 +23,10 @@ A file:
     model = "virtio"
     wire = "hub:lan,loss=1%"
     mtu = 1500                   # every other key is an option of the NIC
+
+A guest that says `partial = true` has no machine and does not boot: its wires go straight under its stack, each NIC
+has the key `address` ("10.0.0.1/24", several with blanks between), and its command line has settings only. So it can
+have any number of networks: it makes a router, or a host that is just there. The first guest is not of that kind.
 
 A file with one guest may leave `[[guest]]` out and write its keys at the top; then NICs are `[[nic]]`.
 
@@ -47,9 +51,11 @@ Options: TypeAlias = Mapping[str, Option]
 
 CLOCKS = ("real", "virtual")
 NIC_MODELS = ("virtio",)
-WIRE_KINDS = ("none", "hub", "tap", "packet")
-OUTSIDE_WIRES = ("tap", "packet")
-WIRE_FORMS = "none, hub, hub:NAME, tap:NAME, packet:INTERFACE"
+DIRECT = "direct"  # what a partial guest has in place of a card
+WIRE_KINDS = ("none", "hub", "tap", "packet", "user", "sim")
+OUTSIDE_WIRES = ("tap", "packet", "user")
+NAMED_WIRES = ("tap", "packet")  # whose name is an interface of the host
+WIRE_FORMS = "none, hub, hub:NAME, tap:NAME, packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]"
 MEMORY_DEFAULT = 64 << 20
 MEMORY_MIN = 4 << 20
 MEMORY_MAX = 3 << 30
@@ -67,26 +73,33 @@ class ConfigError(Exception):
 class WireSpec:
     """Where a NIC is plugged in: a kind, a name (of hub, TAP or interface), and `key=value` options.
 
-    Options other than `vnet_hdr` are impairments (loss, delay, …), read by `hw.wire.impair`.
+    Options other than `vnet_hdr` are impairments (loss, delay, …), read by `hw.wire.impair`. What a user wire has
+    besides is in `options`, word by word, read by `vring.usernet.options`; what a sim wire has is all there, read by
+    `vring.simnet.options`.
     """
 
     kind: str = "none"
     name: str = ""
     vnet_hdr: bool = False
     impairments: str = ""
+    options: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> WireSpec:
         """Read `KIND[:NAME][,key=value…]`. Raises ConfigError."""
         head, *words = text.split(",")
         kind, _, name = head.partition(":")
+        if kind == "user":
+            return cls._parse_user(text, [name, *words] if name else words)
+        if kind == "sim":
+            return cls._parse_sim(text, [name, *words] if name else words)
         if kind not in WIRE_KINDS:
             raise ConfigError(f"{text!r} is not a wire; a wire is one of {WIRE_FORMS}")
         if kind == "none" and (name or words):
             raise ConfigError(f"wire {text!r}: 'none' takes no name and no options")
-        if kind in OUTSIDE_WIRES and not name:
+        if kind in NAMED_WIRES and not name:
             raise ConfigError(f"wire {text!r} lacks a name; write {kind}:{'NAME' if kind == 'tap' else 'INTERFACE'}")
-        if kind in OUTSIDE_WIRES and not re.fullmatch(r"[^\s/:]{1,15}", name):
+        if kind in NAMED_WIRES and not re.fullmatch(r"[^\s/:]{1,15}", name):
             raise ConfigError(f"wire {text!r}: {name!r} is no name of an interface (1 to 15 characters)")
         vnet_hdr = False
         impairments = []
@@ -104,8 +117,35 @@ class WireSpec:
         _check_impairments(spec.impairments, text)
         return spec
 
+    @classmethod
+    def _parse_user(cls, text: str, words: list[str]) -> WireSpec:
+        from hw.wire.impair import KEYS  # noqa: PLC0415  (few boards need these)
+        from vring.usernet.options import UserOptions  # noqa: PLC0415
+
+        impairments = ",".join(word for word in words if word.partition("=")[0] in KEYS)
+        options = tuple(word for word in words if word.partition("=")[0] not in KEYS)
+        try:
+            UserOptions.parse(options)
+        except ValueError as error:
+            raise ConfigError(f"wire {text!r}: {error}") from None
+        _check_impairments(impairments, text)
+        return cls("user", "", False, impairments, options)
+
+    @classmethod
+    def _parse_sim(cls, text: str, words: list[str]) -> WireSpec:
+        from vring.simnet.options import SimOptions  # noqa: PLC0415  (few boards need it)
+
+        try:
+            SimOptions.parse(words)
+        except ValueError as error:
+            raise ConfigError(f"wire {text!r}: {error}") from None
+        return cls("sim", options=tuple(words))
+
     def __str__(self) -> str:
-        head = self.kind if self.kind == "none" else f"{self.kind}:{self.name}"
+        head = f"{self.kind}:{self.name}" if self.name else self.kind
+        if self.kind in ("user", "sim"):
+            rest = ",".join((*self.options, *([self.impairments] if self.impairments else [])))
+            return f"{self.kind}:{rest}" if rest else self.kind
         words = [head, *(["vnet_hdr=on"] if self.vnet_hdr else []), *([self.impairments] if self.impairments else [])]
         return ",".join(words)
 
@@ -132,10 +172,12 @@ class NicSpec:
         return cls.of(model, options, wire, f"nic {text!r}")
 
     @classmethod
-    def of(cls, model: str, options: Options, wire: WireSpec, where: str) -> NicSpec:
+    def of(
+        cls, model: str, options: Options, wire: WireSpec, where: str, models: Sequence[str] = NIC_MODELS
+    ) -> NicSpec:
         """A NIC whose model and options have been checked. Raises ConfigError that begins with `where`."""
-        if model not in NIC_MODELS:
-            raise ConfigError(f"{where}: there is no model {model!r}; models are {', '.join(NIC_MODELS)}")
+        if model not in models:
+            raise ConfigError(f"{where}: there is no model {model!r}; models are {', '.join(models)}")
         if "mac" in options:
             options = {**options, "mac": _mac(options["mac"], f"{where}: mac")}
         return cls(model, MappingProxyType(dict(options)), wire)
@@ -149,7 +191,10 @@ class NicSpec:
 
 @dataclass(frozen=True, slots=True)
 class GuestSpec:
-    """One guest: name, RAM in bytes, NICs and command line; `ip`, `mask`, `gateway` stand for command-line words."""
+    """One guest: name, RAM in bytes, NICs and command line; `ip`, `mask`, `gateway` stand for command-line words.
+
+    A `partial` one has no machine (vring/partial.py); its `gateway` is a route.
+    """
 
     name: str = "guest"
     memory: int = MEMORY_DEFAULT
@@ -158,10 +203,13 @@ class GuestSpec:
     ip: str = ""
     mask: str = ""
     gateway: str = ""
+    partial: bool = False
 
     @property
     def words(self) -> str:
         """The guest's own command line: the networking keys as options, then `cmdline`."""
+        if self.partial:
+            return self.cmdline
         keys = (("-ipaddr", self.ip), ("-netmask", self.mask), ("-gateway", self.gateway))
         return " ".join([*(f"{flag} {value}" for flag, value in keys if value), *([self.cmdline] * bool(self.cmdline))])
 
@@ -245,7 +293,8 @@ class Board:
         guest = replace(guest, nics=(*plugged, *guest.nics[len(wires) :]))
         if cmdline is not None:
             guest = replace(guest, cmdline=cmdline)
-        return replace(self, guests=(guest,))
+        usual = _usual_clock((guest,))
+        return replace(self, guests=(guest,), clock=self.clock if self.source or usual == "real" else usual)
 
     def where(self, guest: GuestSpec, slot: int | None = None) -> str:
         """How errors name a guest of this board, or one of its NICs."""
@@ -262,6 +311,8 @@ class Board:
         """
         if self.clock not in CLOCKS:
             raise ConfigError(f"clock is 'real' or 'virtual', not {self.clock!r}")
+        if self.guests and self.guests[0].partial:
+            raise ConfigError(f"{self.where(self.guests[0])}: is partial, and the first guest is one that boots")
         for guest in self.guests:
             for slot, nic in enumerate(guest.nics):
                 if self.clock == "virtual" and nic.wire.kind in OUTSIDE_WIRES:
@@ -269,6 +320,12 @@ class Board:
                         f"{self.where(guest, slot)}: the wire {nic.wire} leads outside, where time is real; use the "
                         "clock 'real', or a hub"
                     )
+
+
+def _usual_clock(guests: Sequence[GuestSpec]) -> ClockName:
+    """The clock of a board that does not say: virtual where there is a simulated outside, and no other."""
+    kinds = {nic.wire.kind for guest in guests for nic in guest.nics}
+    return "virtual" if "sim" in kinds and not kinds & set(OUTSIDE_WIRES) else "real"
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
@@ -321,7 +378,8 @@ def _check_impairments(text: str, wire: str) -> None:
 # -- TOML ------------------------------------------------------------------------------------------------------------
 
 _BOARD_KEYS = ("clock", "seed", "run", "guest")
-_GUEST_KEYS = ("name", "memory", "cmdline", "ip", "mask", "gateway", "mac", "nic")
+_GUEST_KEYS = ("name", "memory", "cmdline", "ip", "mask", "gateway", "mac", "nic", "partial")
+_MACHINE_KEYS = ("memory", "ip", "mask", "mac")  # that a partial guest cannot have
 
 
 def _board(table: dict[str, Any], where: str) -> Board:
@@ -343,7 +401,7 @@ def _board(table: dict[str, Any], where: str) -> Board:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{where}: two guests have the name {name!r}")
-    clock = _get(table, "clock", str, "real", where)
+    clock = _get(table, "clock", str, _usual_clock(guests), where)
     if clock not in CLOCKS:
         raise ConfigError(f"{where}: clock is 'real' or 'virtual', not {clock!r}")
     seed = _get(table, "seed", int, 0, where) if "seed" in table else None
@@ -360,8 +418,12 @@ def _guest(table: dict[str, Any], where: str, name: str) -> GuestSpec:
     name = _get(table, "name", str, name, where)
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name):
         raise ConfigError(f"{where}: name is up to 32 letters, digits, - and _, not {name!r}")
-    tables = _tables(table.get("nic", [{}]), f"{where}: nic")
-    nics = [_nic(each, f"{where}: nic {at}") for at, each in enumerate(tables)]
+    partial = _get(table, "partial", bool, False, where)
+    for key in _MACHINE_KEYS if partial else ():
+        if key in table:
+            raise ConfigError(f"{where}: {key} is not for a partial guest; its NICs have addresses")
+    tables = _tables(table.get("nic", [] if partial else [{}]), f"{where}: nic")
+    nics = [_nic(each, f"{where}: nic {at}", partial) for at, each in enumerate(tables)]
     if "mac" in table:
         if not nics:
             raise ConfigError(f"{where}: mac is for the first NIC, and this guest has none")
@@ -377,10 +439,13 @@ def _guest(table: dict[str, Any], where: str, name: str) -> GuestSpec:
         ip=_address(table, "ip", where),
         mask=_address(table, "mask", where),
         gateway=_address(table, "gateway", where),
+        partial=partial,
     )
 
 
-def _nic(table: dict[str, Any], where: str) -> NicSpec:
+def _nic(table: dict[str, Any], where: str, partial: bool) -> NicSpec:
+    if partial:
+        _allow(table, ("wire", "address", "mac", "mtu"), where)
     options: dict[str, Option] = {}
     for key, value in table.items():
         if key in ("model", "wire"):
@@ -392,7 +457,24 @@ def _nic(table: dict[str, Any], where: str) -> NicSpec:
         wire = WireSpec.parse(_get(table, "wire", str, "none", where))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+    if partial:
+        return NicSpec.of(DIRECT, _checked(options, where), wire, where, (DIRECT,))
     return NicSpec.of(_get(table, "model", str, "virtio", where), options, wire, where)
+
+
+def _checked(options: dict[str, Option], where: str) -> dict[str, Option]:
+    """The options of a partial guest's NIC."""
+    for text in str(options.get("address", "")).split():
+        try:
+            if "/" not in text:
+                raise ValueError(text)
+            ipaddress.ip_interface(text)
+        except ValueError:
+            raise ConfigError(f"{where}: address {text!r} is not written as 10.0.0.1/24") from None
+    mtu = options.get("mtu", 1500)
+    if isinstance(mtu, bool) or not isinstance(mtu, int) or not 68 <= mtu <= 65535:
+        raise ConfigError(f"{where}: mtu is 68 to 65535, not {mtu!r}")
+    return options
 
 
 def _allow(table: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
@@ -410,7 +492,8 @@ def _tables(value: object, where: str) -> list[dict[str, Any]]:
 def _get(table: Mapping[str, Any], key: str, kind: type, default: Any, where: str) -> Any:
     value = table.get(key, default)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: {key} is {'text' if kind is str else 'a whole number'}, not {value!r}")
+        what = {str: "text", bool: "true or false"}.get(kind, "a whole number")
+        raise ConfigError(f"{where}: {key} is {what}, not {value!r}")
     return value
 
 

@@ -164,6 +164,11 @@ class Home:
         """Whether this is the home thread."""
         return threading.current_thread() is self._thread
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has ended, or is about to."""
+        return self._closing or self._dead is not None
+
     def ask(self, request: Callable[[], None], wait: Wait, cancel: Callable[[], None] | None = None) -> Any:
         """Have the home thread call `request`, and sleep until somebody answers `wait`; what the answer is.
 

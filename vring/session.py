@@ -30,17 +30,19 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from guest.stdlib.modules import guest_module
 from guest.stdlib.network import Network
 from hw.clock import SECOND
-from vring.boards import find
+from vring.boards import asked_for
 from vring.build import Rig
-from vring.config import Board, ClockName
+from vring.config import Board, ClockName, ConfigError
 from vring.door import GuestCalls, ThreadCalls, TimeCalls
 from vring.home import Home, SessionError
+from vring.usernet.options import Forward
 
 if TYPE_CHECKING:
     from guest.kernel import Guest
     from hw.machine import Machine
     from vring.lookalike.names import Outside
     from vring.trace.flow import Passage
+    from vring.usernet.gateway import UserNet
     from vring.view.packed import PackedSnapshot
     from vring.view.rings import QueueSnapshot
 
@@ -57,32 +59,31 @@ def boot(
     seed: int | None = None,
     pcap: str | Path | None = None,
     trace: Callable[[Passage], None] | None = None,
+    share: str | Path | None = None,
     start: bool = True,
 ) -> Session:
     """Boot a board: one that is handed in, a TOML file, one that ships, or one guest described by words.
 
     Args:
-        board: a board, a path, or the name of a board that ships, as on the command line.
+        board: a board, a path, or the name of a board that ships, as on the command line; see `boards.asked_for` for
+            what boots without one.
         nic, wire: one text or a list; the n-th wire belongs to the n-th NIC ("virtio:mtu=9000", "tap:t0", "hub:lan").
         cmdline: the guest's command line.
         clock, seed: override what the board says (otherwise "real"; for the seed see `Board.chosen_seed`).
         pcap: write what passes every NIC to this pcapng file.
         trace: told of every stage that a frame passes, in the home thread; None costs nothing.
+        share: a folder of the host that the guests' programs see (`httpd` serves it, `wget` saves there).
         start: power on at once; otherwise `start()` does.
 
     Raises ConfigError for a board that cannot be, `hw.wire.link.WireError` for a wire that cannot be made.
     """
     nics = [nic] if isinstance(nic, str) else list(nic or [])
     wires = [wire] if isinstance(wire, str) else list(wire or [])
-    if board is None:
-        board = Board.of_words(nics, wires, cmdline or "")
-    else:
-        board = board if isinstance(board, Board) else find(board)
-        board = board.with_words(nics, wires, cmdline)
+    board = asked_for(board, nics, wires, cmdline, virtual=clock == "virtual")
     board = replace(
         board, clock=board.clock if clock is None else clock, seed=board.seed if seed is None else seed
     )
-    session = Session(board, pcap=pcap, trace=trace)
+    session = Session(board, pcap=pcap, trace=trace, share=share)
     if start:
         session.start()
     return session
@@ -92,8 +93,9 @@ class Session:
     """A board that is built and may be running. Use it as a context manager, or call `close`."""
 
     def __init__(
-        self, board: Board, *, pcap: str | Path | None = None, trace: Callable[[Passage], None] | None = None
-    ) -> None:
+        self, board: Board, *, pcap: str | Path | None = None, trace: Callable[[Passage], None] | None = None,
+        share: str | Path | None = None,
+    ) -> None:  # fmt: skip
         self._lines: list[str] = []
         self._closed = False
         self._home: Home | None = None
@@ -104,7 +106,7 @@ class Session:
             self._lines.append(f"{guest} | {line}" if len(board.guests) > 1 else line)
 
         def build() -> Rig:
-            return Rig(board, pcap=pcap, console=listen, trace=trace)
+            return Rig(board, pcap=pcap, console=listen, trace=trace, share=share)
 
         self._running = False  # on the virtual clock: inside `run`
         self._doors: dict[int, GuestCalls] = {}
@@ -213,6 +215,54 @@ class Session:
     def counters(self) -> dict[str, dict[str, Counter[str]]]:
         """A copy of all counters: guest name → layer → counter."""
         return self.call(self._rig.counters)
+
+    # -- user wires ------------------------------------------------------------------------------------------------
+
+    @property
+    def user_nets(self) -> dict[str, UserNet]:
+        """What is behind the user wires, by guest and card. To be changed in the home thread only (`call`)."""
+        return self._rig.user_nets
+
+    def hostfwds(self, card: str | None = None) -> list[Forward]:
+        """What a user wire forwards to its guest; see `hostfwd_add`."""
+        net = self._user_net(card)
+        return self.call(lambda: net.forwards.rules)
+
+    def hostfwd_add(self, rule: str, card: str | None = None) -> Forward:
+        """Forward from the host to the guest from now on: `tcp::8080-:80`. The rule with the port that it got.
+
+        Args:
+            card: of which user wire, such as "guest.eth0"; the first by default.
+
+        Raises ConfigError for a rule that is none or a board without user wire, WireError where the host does not let
+        us listen.
+        """
+        net = self._user_net(card)
+        try:
+            return self.call(lambda: net.forwards.add(rule))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def hostfwd_remove(self, rule: str, card: str | None = None) -> bool:
+        """Stop a forward, named by its host side: `tcp::8080`; connections go on. Whether there was one.
+
+        Raises ConfigError as `hostfwd_add` does.
+        """
+        net = self._user_net(card)
+        try:
+            return self.call(lambda: net.forwards.remove(rule))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def _user_net(self, card: str | None) -> UserNet:
+        nets = self._rig.user_nets
+        if not nets:
+            raise ConfigError("the board has no user wire; give a card one with --wire user")
+        if card is None:
+            return next(iter(nets.values()))
+        if card not in nets:
+            raise ConfigError(f"there is no user wire at {card!r}; there are {', '.join(nets)}")
+        return nets[card]
 
     # -- running -------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from guest.apps import EX_USAGE
 from guest.apps.env import Env
 from guest.apps.streams import CHUNK, serve
-from guest.apps.usage import UsageError, options, whole
+from guest.apps.usage import UsageError, options, whole, why
 from guest.sys.constants import MSG_TRUNC
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(env: Env, argv: list[str]) -> int:
     try:
         return serve(env, "discard", port, _discard, count)
     except OSError as error:
-        env.print(f"discard: {error.strerror}")
+        env.print(f"discard: port {port}: {why(error)}")
         return 1
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from guest.apps import EX_USAGE
 from guest.apps.env import Env
 from guest.apps.streams import CHUNK, serve
-from guest.apps.usage import UsageError, options, whole
+from guest.apps.usage import UsageError, options, whole, why
 
 if TYPE_CHECKING:
     from guest.sys.sockaddr import SocketAddress
@@ -33,7 +33,7 @@ def main(env: Env, argv: list[str]) -> int:
     try:
         return serve(env, "echo", port, _echo, count)
     except OSError as error:
-        env.print(f"echo: {error.strerror}")
+        env.print(f"echo: port {port}: {why(error)}")
         return 1
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from guest.apps import EX_USAGE
 from guest.apps.env import Env
 from guest.apps.streams import dial, send_all
-from guest.apps.usage import UsageError, options, seconds, whole
+from guest.apps.usage import UsageError, options, seconds, whole, why
 from guest.sys import constants as c
 
 USAGE = """usage: echoclient HOST [PORT] [TEXT] [-c COUNT] [-W SECONDS] [-4 | -6]
@@ -42,7 +42,7 @@ def main(env: Env, argv: list[str]) -> int:
     try:
         fd = dial(env, c.SOCK_STREAM, rest[0], port, family, patience)
     except OSError as error:
-        env.print(f"echoclient: {rest[0]} port {port}: {error.strerror}")
+        env.print(f"echoclient: {rest[0]} port {port}: {why(error)}")
         return 1
     try:
         return 0 if _ask(env, fd, text, count) == count else 1

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from guest.apps import EX_USAGE
 from guest.apps.env import Env
-from guest.apps.links import LinkInfo, family_word, links, scope
+from guest.apps.links import LinkInfo, change_mtu, family_word, links, scope
 from guest.apps.usage import UsageError, options, whole
 from guest.net.address import AddressError, Prefix, format_address, format_mac, is_v4, parse_address
 from guest.net.interface import MAX_MTU, MIN_MTU
@@ -156,12 +156,11 @@ class _Ip:
             (self.env.calls.if_up if words[1] == "up" else self.env.calls.if_down)(words[0])
         elif len(words) == 3 and words[1] == "mtu":
             mtu = whole("mtu", words[2], MIN_MTU, MAX_MTU)
-            link = self.with_interface(words[0])
-            device = next((fe.device for fe in self.env.guest.fes if fe.name == link.name), None)
-            if device is not None and mtu > device.mtu:
-                raise _Refused(f"{link.name} cannot carry more than {device.mtu} bytes")
-            if link.interface is not None:
-                link.interface.set_mtu(mtu)
+            self.with_interface(words[0])
+            try:
+                change_mtu(self.env.guest, words[0], mtu)
+            except OSError as error:
+                raise _Refused(error.strerror) from None
         else:
             raise UsageError("ip link set needs IF and one of up, down, mtu BYTES")
 

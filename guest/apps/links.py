@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,6 +68,18 @@ def links(guest: Guest) -> dict[str, LinkInfo]:
         index += 1
         found[name] = LinkInfo(index, name, device.flags, device.mtu, device.mac, device.counters, None)
     return dict(sorted(found.items(), key=lambda item: (item[0] != lo.name, item[1].index)))
+
+
+def change_mtu(guest: Guest, name: str, mtu: int) -> None:
+    """Set the MTU of an interface. Raises OSError: ENODEV, EINVAL where its card cannot carry that much."""
+    card = next((fe.device for fe in guest.fes if fe.name == name), None)
+    if card is not None and mtu > card.mtu:
+        raise OSError(errno.EINVAL, f"{name} cannot carry more than {card.mtu} bytes")
+    for interface in guest.stack.interfaces:
+        if interface.name == name:
+            interface.set_mtu(mtu)
+            return
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
 def family_word(prefix: Prefix) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from guest.apps import EX_USAGE
 from guest.apps.env import Env
 from guest.apps.streams import CHUNK, dial, listening, send_all, shown
-from guest.apps.usage import UsageError, seconds, several, whole
+from guest.apps.usage import UsageError, seconds, several, whole, why
 from guest.sys import constants as c
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def main(env: Env, argv: list[str]) -> int:
         else:
             fd = dial(env, kind, rest[0], port, family, patience)
     except OSError as error:
-        env.print(f"nc: {rest[0] if len(rest) > 1 else 'listening'} port {port}: {error.strerror}")
+        env.print(f"nc: {rest[0] if len(rest) > 1 else 'listening'} port {port}: {why(error)}")
         return 1
     try:
         peer = calls.getpeername(fd)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from guest.apps import EX_USAGE
 from guest.apps.env import Env
-from guest.apps.usage import UsageError, options, seconds, whole
+from guest.apps.usage import UsageError, options, seconds, whole, why
 from guest.sys import constants as c
 from guest.sys.sockaddr import ResolveError
 
@@ -46,7 +46,7 @@ def main(env: Env, argv: list[str]) -> int:
         family = c.AF_INET6 if "-6" in chosen else c.AF_INET if "-4" in chosen else None
         return _ask(env, (rest[0], port), rest[2] if len(rest) > 2 else "hello", count or 1, patience, family)
     except OSError as error:
-        env.print(f"udpecho: {error.strerror}")
+        env.print(f"udpecho: {'' if serving else f'{rest[0]} '}port {port}: {why(error)}")
         return 1
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import getopt
 
 from guest.net.dns_exchange import NO_SERVERS, NODATA, NXDOMAIN, TIMEOUT
 
+_ADVICE = {errno.EADDRINUSE: "; ss -l shows by whom", errno.ENETUNREACH: "; ip route shows where there is a way to"}
 _NO_ANSWER = {
     NXDOMAIN: "Name or service not known",
     NODATA: "No address of this family",
@@ -33,6 +35,11 @@ def several(argv: list[str], letters: str) -> tuple[list[tuple[str, str]], list[
         return getopt.gnu_getopt([str(word) for word in argv], letters)
     except getopt.GetoptError as error:
         raise UsageError(str(error)) from None
+
+
+def why(error: OSError) -> str:
+    """Why a call failed and, where that is known, what shows more."""
+    return f"{error.strerror}{_ADVICE.get(error.errno or 0, '')}"
 
 
 def no_answer(error: str) -> str:

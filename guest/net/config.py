@@ -8,6 +8,7 @@ Whole features are switched on and off here too. What is off is not loaded (row 
     NetConfig.membership          on        membership, igmp, mld
     Stack.guard                   None      guard, guard_rule, guard_answer
     DHCP on an interface          off       dhcp, dhcp_wire, dhcp_service: `-dhcp`, or `if_up(dhcp=True)`
+    servers                       none      dhcp_server, dhcp_pool, dns_server, radvd: for who makes one
 
 Forwarding and the guard may also be switched while the stack runs: `Stack.forwarding`, `Stack.filtering`. In a guest
 the words `net.forwarding`, `net.membership` and `net.guard` on the command line, and `-ip6`, do it (guest/config.py).

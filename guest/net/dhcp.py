@@ -200,6 +200,14 @@ class DhcpClient:
         self.state = State.STOPPED
         self._due = None
 
+    def renew(self, now: int) -> bool:
+        """Ask the server for more time now, as if T1 had come (§4.4.5); False where there is nothing to renew."""
+        lease = self.lease
+        if lease is None or lease.rebind_at is None or self.state not in HOLDS_ADDRESS:
+            return False
+        self._extend(lease, now)
+        return True
+
     def link_up(self, now: int) -> None:
         """The link was away and is back: confirm the lease, which may be another network's (§3.2), or begin again."""
         if self.state is State.STOPPED:

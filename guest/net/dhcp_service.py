@@ -118,6 +118,12 @@ class DhcpService:
         self._settle()
         return 0
 
+    def renew(self) -> bool:
+        """Ask the server for more time now; False where there is no lease, or one without end."""
+        asked = self.client.renew(self._now())
+        self._settle()
+        return asked
+
     def release(self) -> None:
         """Give the address back to its server, and end."""
         self.client.stop(self._now())

@@ -51,7 +51,7 @@ IN_FILE, IN_SNAME = 1, 2  # bits of OVERLOAD
 
 
 class DhcpError(ValueError):
-    """What came is no DHCP message for a client.
+    """What came is no DHCP message that can be used.
 
     Attributes:
         reason: why, as a word for counters: "short", "magic", …
@@ -165,7 +165,7 @@ class Message:
 
 
 def parse(raw: bytes | bytearray | memoryview) -> Message:
-    """The message that a server sent. Raises DhcpError."""
+    """The message that a server or a client sent. Raises DhcpError."""
     data = bytes(raw)
     if len(data) < HEADER_SIZE:
         raise DhcpError("short")

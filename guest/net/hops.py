@@ -77,6 +77,8 @@ class HopTable(Layer):
         default: where packets to 255.255.255.255 and multicast groups go unless told otherwise.
         groups: the multicast groups that are received.
         path_mtus: the paths that are known to be narrow.
+        transparent: the interface whose hosts are served in the name of all others, as a proxy does: whatever one host
+            it sends to is taken as sent to this one, and answers leave there from any address. None for none.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class HopTable(Layer):
         self.routes: RouteTable[IpInterface] = RouteTable()
         self.loopback: IpInterface | None = None
         self.default: IpInterface | None = None
+        self.transparent: IpInterface | None = None
         self.groups = Groups()
         self.path_mtus = PathMtuCache(config.pmtu_entries, config.pmtu_time)
         self._now = now
@@ -228,4 +231,10 @@ class HopTable(Layer):
             return hop.interface is self.loopback
         if is_unspecified(src):
             return hop.cast != CAST_HOST and is_v4(src) == (hop.codec.ethertype == ETH_P_IP)
-        return src in self._local
+        return src in self._local or (hop.interface is self.transparent and hop.cast == CAST_HOST)
+
+    def stands_for(self, interface: IpInterface, address: int) -> bool:
+        """Whether what `interface` sends to `address`, which is no own one, is taken all the same."""
+        return interface is self.transparent and not (
+            is_multicast(address) or is_unspecified(address) or is_loopback(address) or is_link_local(address)
+        )

@@ -70,6 +70,8 @@ class IcmpLayer(Layer):
         echo: the identifiers.
         error_handlers: protocol number → who wants errors about its packets; it returns whether they were its own.
         raw: the raw ends; they hear of an error before its handler does.
+        elsewhere: takes echo requests for addresses that are not this stack's own, its packet at the ICMP header; the
+            counter that they belong under. For proxies; without it they are answered like all others.
     """
 
     family: int
@@ -96,6 +98,7 @@ class IcmpLayer(Layer):
         self.echo = echo
         self.error_handlers = error_handlers
         self.raw: RawEnds | None = None
+        self.elsewhere: Callable[[PacketBuffer, IpHeader, int, int], str] | None = None
         self._bucket = TokenBucket(now, config.icmp_rate, config.icmp_burst)
         self._replied: deque[tuple[int, bytes]] = deque(maxlen=REMEMBERED)  # peer; identifier and number
         echo.senders[self.family] = self
@@ -136,6 +139,8 @@ class IcmpLayer(Layer):
         if self.trace is not None:
             self.trace(self.stage, packet, f"type {kind} code {code}")
         if kind == self.echo_request:
+            if self.elsewhere is not None and packet.cast == CAST_HOST and not self._ip.is_local(header.dst):
+                return self.elsewhere(packet, header, ident, seq)
             return self._answer(packet, header, check, code)
         if kind == self.echo_reply:
             owner = self.echo.owners.get(ident)

@@ -163,7 +163,7 @@ class Interface6:
 
     @property
     def is_router(self) -> bool:
-        return self._stack.forwarding
+        return self._stack.forwarding or self.nd.advertiser is not None
 
     def owns(self, address: int) -> bool:
         return self.interface.owns(address)

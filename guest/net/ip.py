@@ -202,6 +202,8 @@ class IpEngine(HopTable):
         """For whom a packet is that is for none of our addresses; None for somebody else."""
         if self.groups.member(interface, dst):
             return CAST_MULTICAST
+        if self.transparent is not None and self.stands_for(interface, dst):
+            return CAST_HOST
         return CAST_HOST if not from_wire and is_loopback(dst) else None
 
     def _unknown_protocol(self, packet: PacketBuffer, header: IpHeader) -> None:

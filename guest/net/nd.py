@@ -7,7 +7,8 @@ It fills the same cache as ARP, by the same rules: whoever asks for one of our a
 changes only what is known or asked for, so a flood of unsolicited ones fills nothing. Own addresses are never learned.
 
 Every message that comes in is counted once more: under `rx_solicitations`, `rx_advertisements`, `rx_routers`,
-`rx_redirects`, `rx_probes`, `rx_duplicates`, `rx_conflicts`, `rx_ignored_…` or `rx_dropped_…`.
+`rx_router_solicitations`, `rx_redirects`, `rx_probes`, `rx_duplicates`, `rx_conflicts`, `rx_ignored_…` or
+`rx_dropped_…`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from guest.net.nd_wire import (
     NONCE,
     REDIRECT,
     ROUTER_ADVERTISEMENT,
+    ROUTER_SOLICITATION,
     SOURCE_LINK,
     TARGET_LINK,
     Advertisement,
@@ -81,7 +83,14 @@ class NdOwner(Protocol):
 
     @property
     def is_router(self) -> bool:
-        """Whether it forwards packets."""
+        """Whether it is a router: it forwards packets, or advertises."""
+
+
+class Advertiser(Protocol):
+    """What advertises this host as a router."""
+
+    def solicited(self, host: int) -> None:
+        """A host has asked for an advertisement, from an unspecified address where it has none yet."""
 
 
 class Check(NamedTuple):
@@ -104,6 +113,9 @@ class NeighbourDiscovery(Layer):
         output: sends a message (checksum still zero) from an address, to an address.
         owner: the interface.
         counters: where to count.
+
+    Attributes:
+        advertiser: is told of hosts that look for routers; None where nothing is advertised.
     """
 
     def __init__(
@@ -126,11 +138,13 @@ class NeighbourDiscovery(Layer):
         self._cache = cache
         self._output = output
         self._owner = owner
+        self.advertiser: Advertiser | None = None
         self._checks: dict[int, Check] = {}
         self._handlers: dict[int, Callable[[NdMessage, IpHeader], str]] = {
             NEIGHBOUR_SOLICITATION: self._solicited,
             NEIGHBOUR_ADVERTISEMENT: self._advertised,
             ROUTER_ADVERTISEMENT: self._router,
+            ROUTER_SOLICITATION: self._router_solicited,
             REDIRECT: self._redirect,
         }
 
@@ -141,9 +155,7 @@ class NeighbourDiscovery(Layer):
         self.settle(packet, message if isinstance(message, str) else self._receive(packet, message, header))
 
     def _receive(self, packet: PacketBuffer, message: NdMessage, header: IpHeader) -> str:
-        handler = self._handlers.get(message.kind)
-        if handler is None:
-            return "rx_ignored_router_solicitation"
+        handler = self._handlers[message.kind]
         if self.trace is not None:
             self.trace(self.stage, packet, f"type {message.kind} about {format_mapped(message.target)}")
         return handler(message, header)
@@ -220,6 +232,15 @@ class NeighbourDiscovery(Layer):
             self._cache.learn(header.src, mac, create=True)
         self._owner.router_heard(read_advertisement(message, header.src))
         return "rx_routers"
+
+    def _router_solicited(self, message: NdMessage, header: IpHeader) -> str:
+        if self.advertiser is None:
+            return "rx_ignored_router_solicitation"
+        mac = message.link_address(SOURCE_LINK)
+        if mac is not None:
+            self._cache.learn(header.src, mac, create=True)
+        self.advertiser.solicited(header.src)
+        return "rx_router_solicitations"
 
     def _redirect(self, message: NdMessage, header: IpHeader) -> str:
         if self._owner.is_router:

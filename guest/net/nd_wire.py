@@ -220,3 +220,18 @@ def advertisement(target: int, flags: int, mac: bytes) -> bytes:
 def router_solicitation(options: bytes) -> bytes:
     """A router solicitation, its checksum zero."""
     return bytes((ROUTER_SOLICITATION, 0, 0, 0, 0, 0, 0, 0)) + options
+
+
+def router_advertisement(said: Advertisement, options: bytes = b"") -> bytes:
+    """A router advertisement, its checksum zero; `options` come before those of `said`."""
+    flags = {1: 1, 0: 0, -1: 3}[said.preference] << 3
+    parts = [ADVERTISEMENT.pack(ROUTER_ADVERTISEMENT, 0, 0, said.hop_limit, flags, said.lifetime, 0, 0), options]
+    if said.mtu:
+        parts.append(bytes((MTU, 1, 0, 0)) + said.mtu.to_bytes(4, "big"))
+    for prefix, length, on_link, autonomous, valid, preferred in said.prefixes:
+        bits = FLAG_ON_LINK * on_link | FLAG_AUTONOMOUS * autonomous
+        content = PREFIX_OPTION.pack(length, bits, valid, preferred, 0, prefix.to_bytes(16, "big"))
+        parts.append(bytes((PREFIX, 4)) + content)
+    for server, seconds in said.servers:
+        parts.append(bytes((RDNSS, 3, 0, 0)) + seconds.to_bytes(4, "big") + server.to_bytes(16, "big"))
+    return b"".join(parts)

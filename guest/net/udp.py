@@ -198,6 +198,7 @@ class Udp(Layer):
 
     Attributes:
         ports: the bound ends; iterating gives them all.
+        unclaimed: asked about a datagram that is for no end, its header not pulled: whether it takes it. For proxies.
     """
 
     def __init__(self, ip: IpEngine, *, now: Callable[[], int], rng: random.Random, config: NetConfig) -> None:
@@ -208,6 +209,7 @@ class Udp(Layer):
         self.ports: PortTable[UdpEndpoint] = PortTable(
             rng.getrandbits(256).to_bytes(32, "big"), config.first_port, config.last_port
         )
+        self.unclaimed: Callable[[PacketBuffer, IpHeader, int, int], bool] | None = None
         ip.handlers[PROTOCOL] = self.input
 
     def open(self, family: int) -> UdpEndpoint:
@@ -255,6 +257,9 @@ class Udp(Layer):
             return
         end = self.ports.find(src, src_port, dst, dst_port, header.interface)
         if end is None:
+            if self.unclaimed is not None and self.unclaimed(packet, header, src_port, dst_port):
+                self.counters["rx_diverted"] += 1
+                return
             self.drop(packet, "rx_dropped_no_port")
             if self._ip.error is not None:
                 self._ip.error(packet, header, "port", 0)

@@ -171,7 +171,7 @@ OPTIONS = table(
     c.IPPROTO_TCP,
     _flag("TCP_NODELAY", "nodelay"),
     _flag("TCP_CORK", "cork"),
-    _flag("TCP_QUICKACK", "quickack"),
+    _flag("TCP_QUICKACK", "quickack")._replace(set=lambda file, _stack, value, _raw: _of(file).quick_ack(value != 0)),
     _setting("TCP_MAXSEG", "maxseg", write=lambda value: within(value, MSS_MIN, MSS_MAX) if value else 0)._replace(
         get=_get_maxseg
     ),

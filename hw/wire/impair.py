@@ -65,6 +65,10 @@ _RATE = {"bit": 1, "kbit": 1_000, "mbit": 1_000_000, "gbit": 1_000_000_000}
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)([a-z%]*)", re.ASCII)
 
 
+# What `parse_impairments` knows.
+KEYS = ("loss", "corrupt", "duplicate", "reorder", "delay", "jitter", "rate", "limit")
+
+
 def parse_impairments(text: str) -> Impairments:
     """Read `loss=1%,delay=10ms,jitter=2ms,reorder=1%,duplicate=0.5%,corrupt=0.1%,rate=10mbit,limit=100`.
 
@@ -88,8 +92,7 @@ def parse_impairments(text: str) -> Impairments:
                 raise ValueError(f"{word}: a number of frames is a whole number")
             number = int(number)
         else:
-            known = "loss, corrupt, duplicate, reorder, delay, jitter, rate, limit"
-            raise ValueError(f"{word!r}: unknown impairment; there are {known}")
+            raise ValueError(f"{word!r}: unknown impairment; there are {', '.join(KEYS)}")
         if name in settings:
             raise ValueError(f"{word}: {key} is given twice")
         if name in ("rate_bps", "limit") and number < 1:

@@ -1,14 +1,16 @@
 """Boards that ship: TOML files, found by name (`vring boot two-guests`, `vring.boot("two-guests")`, `vring boards`).
 
-The first comment line of a board says what it shows.
+The first comment line of a board says what it shows. `DEFAULT` is the one that boots where nothing was asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vring.config import Board, ConfigError
 
+DEFAULT = "qemu-user"
 _HERE = Path(__file__).resolve().parent
 
 
@@ -34,3 +36,22 @@ def find(name: str | Path) -> Board:
             f"there is no board file '{name}', and no board of that name ships; those that do are {', '.join(boards)}"
         )
     return Board.load(name)
+
+
+def asked_for(
+    board: Board | str | Path | None,
+    nics: Sequence[str] = (),
+    wires: Sequence[str] = (),
+    cmdline: str | None = None,
+    *,
+    virtual: bool = False,
+) -> Board:
+    """The board that is meant: one that exists, a file, one that ships, or one guest described by words.
+
+    Where neither board, NIC nor wire is asked for, that is `DEFAULT`; on the virtual clock, on which nothing leads
+    outside, a guest with one NIC that is not plugged in. Raises ConfigError.
+    """
+    if board is None and (nics or wires or virtual):
+        return Board.of_words(nics, wires, cmdline or "")
+    found = board if isinstance(board, Board) else find(board or DEFAULT)
+    return found.with_words(nics, wires, cmdline)

@@ -69,9 +69,10 @@ class Channel:
         self._engine = context._wrap_bio(
             self._incoming, self._outgoing, server_side, server_hostname, owner=owner, session=session
         )
+        self._busy = threading.RLock()  # OpenSSL lets other threads run while it works on itself and the two memories
         self._unsent = b""  # of what the engine has given
         self._promised = 0  # bytes of data that the engine has, while their writer was told to come again
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()  # taken before `_busy`, never while that is held
         self._header = b""  # of the record that arrives
         self._left = 0  # bytes of its body that have not arrived
 
@@ -103,24 +104,28 @@ class Channel:
 
     # -- the network -------------------------------------------------------------------------------------------------
 
-    def _flush(self) -> None:
-        """Send what the engine has to send. Raises SSLWantWriteError when not all of it goes."""
-        with self._sending:
+    def _flush(self, *, wait: bool = True) -> None:
+        """Send what the engine has to send. Raises SSLWantWriteError when not all of it goes.
+
+        Args:
+            wait: for another thread that is sending; without it that one sends this too.
+        """
+        if not self._sending.acquire(blocking=wait):
+            return
+        try:
             while True:
-                self._unsent = self._unsent or self._outgoing.read()
+                if not self._unsent:
+                    with self._busy:
+                        self._unsent = self._outgoing.read()
                 if not self._unsent:
                     return
-                if self._low.gettimeout() == 0:
-                    try:
-                        sent = self._low.send(self._unsent)
-                    except BlockingIOError:
-                        raise self._ssl.SSLWantWriteError(
-                            self._ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)"
-                        ) from None
-                    self._unsent = self._unsent[sent:]
-                else:
-                    self._low.sendall(self._unsent)
-                    self._unsent = b""
+                self._unsent = self._unsent[self._low.send(self._unsent) :]
+        except BlockingIOError:
+            raise self._ssl.SSLWantWriteError(
+                self._ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)"
+            ) from None
+        finally:
+            self._sending.release()
 
     def _fetch(self) -> None:
         """Receive some more for the engine. Raises SSLWantReadError when nothing is there."""
@@ -130,10 +135,11 @@ class Channel:
             raise self._ssl.SSLWantReadError(
                 self._ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)"
             ) from None
-        if not data:
-            self._incoming.write_eof()
-            return
-        self._incoming.write(data)
+        with self._busy:
+            if not data:
+                self._incoming.write_eof()
+                return
+            self._incoming.write(data)
         if self._left:
             self._left -= len(data)
         else:
@@ -148,7 +154,8 @@ class Channel:
         try:
             while True:
                 try:
-                    result = step()
+                    with self._busy:
+                        result = step()
                 except self._ssl.SSLWantReadError:
                     self._flush()
                     self._fetch()
@@ -162,9 +169,9 @@ class Channel:
             raise TimeoutError(f"The {what} operation timed out") from None
 
     def _tell(self) -> None:
-        """Let the peer know of an error, if it can be told."""
+        """Send what the engine has to send, an alert perhaps, if that can be sent."""
         try:
-            self._flush()
+            self._flush(wait=False)
         except OSError:
             pass
 
@@ -176,9 +183,25 @@ class Channel:
 
     def read(self, size: int = 1024, buffer: Any = None) -> Any:
         """Data, or with `buffer` how many bytes were put there; nothing at the end."""
-        if buffer is None:
-            return self._carry(lambda: self._engine.read(size), "read")
-        return self._carry(lambda: self._engine.read(size, buffer), "read")
+        where = () if buffer is None else (buffer,)
+        while True:
+            try:
+                with self._busy:
+                    result = self._engine.read(size, *where)
+            except self._ssl.SSLWantReadError:
+                try:
+                    if not self._promised:  # else its writer sends it, perhaps only once we have read
+                        self._flush(wait=False)
+                    self._fetch()
+                except TimeoutError:
+                    raise TimeoutError("The read operation timed out") from None
+            except self._ssl.SSLError:
+                self._tell()
+                raise
+            else:
+                if not self._promised:
+                    self._tell()  # what has been read is not lost by what cannot be sent
+                return result
 
     def write(self, data: Any) -> int:
         """Send data; how many bytes were taken."""
@@ -195,14 +218,15 @@ class Channel:
     def _carry_write(self, data: Any) -> int:
         while True:
             try:
-                taken: int = self._engine.write(data)
+                with self._sending:  # no reader is to send what is ours, and stop reading
+                    with self._busy:
+                        taken: int = self._engine.write(data)
+                    self._promised = taken
+                    self._flush()
+                return taken
             except self._ssl.SSLWantReadError:  # the peer wants new keys first
                 self._flush()
                 self._fetch()
-                continue
-            self._promised = taken
-            self._flush()
-            return taken
 
     def shutdown(self) -> Any:
         """Tell the peer that nothing more comes, and wait until it has said so too; the plain socket."""

@@ -71,7 +71,8 @@ def board_lines(board: Board) -> Text:
     if board.run is not None:
         text.append(f", at most {board.run:g} s")
     for guest in board.guests:
-        text.append(f"\n{guest.name}: {guest.memory >> 20} MiB, {guest.words or '(no command line)'}")
+        size = "no machine" if guest.partial else f"{guest.memory >> 20} MiB"
+        text.append(f"\n{guest.name}: {size}, {guest.words or '(no command line)'}")
         for slot, nic in enumerate(guest.nics):
             options = "".join(f" {key}={value}" for key, value in nic.options.items())
             text.append(f"\n  nic {slot}: {nic.model}{options} on {nic.wire}")

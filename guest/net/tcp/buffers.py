@@ -109,7 +109,7 @@ class Block:
     def __init__(self, start: int) -> None:
         self.start = start
         self.end = start
-        self.pieces: list[tuple[memoryview | bytearray, object]] = []  # and what each is lent by
+        self.pieces: deque[tuple[memoryview | bytearray, object]] = deque()  # and what each is lent by
 
     def add(self, view: memoryview, keep: object) -> None:
         """More bytes at the end."""
@@ -120,6 +120,19 @@ class Block:
             last += view
         else:
             self.pieces.append((bytearray(view), None))
+
+    def absorb(self, other: Block) -> None:
+        """Take over the run that follows; the fewer pieces go to the more, so that no order of arrival is costly."""
+        self.end = other.end
+        first = other.pieces[0][0]
+        if isinstance(first, bytearray) and len(first) < SMALL and isinstance(last := self.pieces[-1][0], bytearray):
+            last += first
+            other.pieces.popleft()
+        if len(other.pieces) > len(self.pieces):
+            other.pieces.extendleft(reversed(self.pieces))
+            self.pieces = other.pieces
+        else:
+            self.pieces.extend(other.pieces)
 
 
 class ReceiveBuffer:
@@ -222,8 +235,7 @@ class ReceiveBuffer:
             if following is None or following.start > block.end:
                 break
             view = view[following.end - following.start :]
-            block.pieces += following.pieces
-            block.end = following.end
+            block.absorb(following)
             del blocks[index + 1], starts[index + 1]
         self.latest = [block.start, *(other for other in self.latest if other != block.start)][:4]
         return True
@@ -261,6 +273,17 @@ class ReceiveBuffer:
             at += len(part)
             if at == count:
                 return
+
+    def views(self, most: int) -> list[memoryview]:
+        """The first `most` bytes or fewer, in place."""
+        found = []
+        for view, _ in self._queue:
+            if len(view) >= most:
+                found.append(view[:most])
+                break
+            found.append(view)
+            most -= len(view)
+        return found
 
     def take(self, target: memoryview | None, count: int) -> None:
         """Take `count` bytes out, into `target` where there is one."""

@@ -36,7 +36,7 @@ class TcpConfig:
         reuse_after: a port whose connection is in TIME_WAIT may be connected from again after this, with timestamps
             (RFC 6191).
         fin_timeout: how long a closed connection waits for the peer's FIN.
-        linger_retries: of a closed connection's data, at most.
+        linger_retries: of a closed connection's data, at most, and of probes while its peer has no room.
         syn_queue: connections that a listening end may have half-open; beyond that come SYN cookies.
         syn_cookies: whether they do; otherwise SYNs are dropped.
         backlog_max: of `listen`.

@@ -281,7 +281,7 @@ class Connection(Receiver):
         if self.state is State.FIN_WAIT_1:
             self.event(Event.FIN_ACKED)
             if self.end is None:
-                self.end_at = now + self.config.fin_timeout
+                return self._await_fin(now)
         elif self.state is State.CLOSING:
             self.event(Event.FIN_ACKED)
             self._time_wait(now)
@@ -320,7 +320,19 @@ class Connection(Receiver):
         """Nobody holds the connection any more: it ends by itself, within bounds."""
         self.end = None
         if self.state is State.FIN_WAIT_2:
-            self.end_at = now + self.config.fin_timeout
+            self._await_fin(now)
+
+    def _await_fin(self, now: int) -> bool:
+        """Nobody holds the connection, and the peer's FIN is all that is missing: wait as long as TCP_LINGER2 says.
+
+        Whether that was no time at all, and the connection is over.
+        """
+        wait = self.holder.settings.linger2
+        if wait < 0:
+            self.kill(now)
+            return True
+        self.end_at = now + (wait or self.config.fin_timeout)
+        return False
 
     def reset(self, seq: int) -> None:
         """Send a reset with the number that the peer expects, as it said itself."""
@@ -395,8 +407,8 @@ class Connection(Receiver):
                 self.acknowledge_batch(now)
         if self.tell:
             self.tell = False
-            if self.end is not None:
-                self.end.changed()
+            if self.end is not None or self.holder.closed:  # whoever has closed it may linger
+                self.holder.changed()
         self.host.arm(self)
 
     def _send_what_may_go(self, now: int) -> None:
@@ -488,7 +500,9 @@ class Connection(Receiver):
             return wanted or config.syn_retries
         if self.state is State.SYN_RECEIVED:
             return config.synack_retries
-        return config.retries if self.end is not None else min(config.retries, config.linger_retries)
+        if self.end is not None:
+            return config.retries
+        return config.linger_retries if self.snd_wnd == 0 else min(config.retries, config.linger_retries)
 
     def _suspect_path(self, first: Sent) -> None:
         """Full segments vanish without a word: try smaller ones, and full ones again when that is no better (RFC 4821

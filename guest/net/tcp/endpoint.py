@@ -21,6 +21,7 @@ from guest.net.tcp.listener import Listener
 from guest.net.tcp.segment import MASK
 from guest.net.tcp.settings import TcpInfo, TcpSettings
 from guest.net.tcp.state import MAY_RECEIVE, MAY_SEND, State
+from guest.net.tcp.timers import NEVER
 
 if TYPE_CHECKING:
     from guest.net.family import IpInterface
@@ -204,7 +205,7 @@ class TcpEndpoint(AddressedEndpoint):
         child.settings = replace(self.settings)
         if interface is not None:
             child.options.bind_device = interface  # type: ignore[assignment]  # the engine's interfaces are the stack's
-        self._tcp.ports.hold(child, connection.ends[0], self.local[1])
+        self._tcp.ports.hold(child, *connection.ends[:2])
         child._bound = True
         child.remote = connection.ends[2:]
         child._told = True
@@ -221,6 +222,8 @@ class TcpEndpoint(AddressedEndpoint):
         connection.limit_fixed = self.options.rcvbuf_fixed or self.settings.window_clamp > 0
         connection.nodelay = self.settings.nodelay
         connection.corked = self.settings.cork
+        if not self.settings.quickack:
+            connection.quick = 0
 
     def receive_limit(self) -> int:
         """Bytes that a connection of this end offers at first."""
@@ -241,6 +244,15 @@ class TcpEndpoint(AddressedEndpoint):
         if self.options.keepalive:
             connection.keep_alive(self._tcp.now())
         connection.flush(self._tcp.now())
+
+    def quick_ack(self, on: bool) -> None:
+        """TCP_QUICKACK: acknowledge at once what waits for that and some of what comes next, or nothing any more."""
+        self.settings.quickack = on
+        connection = self.connection
+        if connection is not None:
+            connection.quick = self._tcp.config.quick_acks if on else 0
+            connection.ack_now = connection.ack_now or (on and connection.ack_at != NEVER)
+            connection.flush(self._tcp.now())
 
     # -- data ----------------------------------------------------------------------------------------------------
 
@@ -306,6 +318,18 @@ class TcpEndpoint(AddressedEndpoint):
         if self.connection is None or self.state is State.CLOSED:
             return 0 if self.remote is not None else -errno.ENOTCONN
         return None
+
+    def peek_views(self, most: int) -> list[memoryview]:
+        """The next `most` received bytes or fewer, in place, urgent ones among them; good until they are taken."""
+        connection = self.connection
+        return [] if connection is None else connection.rcv.views(most)
+
+    def write_room(self) -> int:
+        """Bytes that the next write takes; 0 also where none can be written."""
+        connection = self.connection
+        if connection is None or self.shut_write or connection.state not in MAY_SEND or connection.state in OPENING:
+            return 0
+        return connection.send_room()
 
     def discard(self, count: int) -> None:
         """Take bytes that were peeked at out of the stream."""

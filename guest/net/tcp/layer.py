@@ -79,6 +79,8 @@ class Tcp(Layer):
         ports: who has which port.
         waits: connections in TIME-WAIT.
         secrets: sequence numbers that cannot be foreseen.
+        unclaimed: asked about a SYN that is for no end: whether it takes it. For proxies, who may let a `Listener` of
+            theirs answer it later. Arguments as of `Listener.arrives`, with the IP header in place of the interface.
     """
 
     def __init__(self, ip: IpEngine, *, now: Callable[[], int], rng: random.Random, net: NetConfig) -> None:
@@ -96,6 +98,7 @@ class Tcp(Layer):
         self._stalled: dict[IpInterface, dict[Connection, None]] = {}  # those that wait for an interface
         self._challenges = 0
         self._challenge_second = -1
+        self.unclaimed: Callable[[Ends, Segment, IpHeader, int, int | None], bool] | None = None
         ip.handlers[PROTOCOL] = self.input
         ip.batch_done = self._batch_done
 
@@ -184,6 +187,10 @@ class Tcp(Layer):
         if end is not None and end.listener is not None:
             end.listener.arrives(ends, segment, interface, now, above)
             return
+        if self.unclaimed is not None and segment.flags & (SYN | ACK | RST) == SYN:
+            if self.unclaimed(ends, segment, header, now, above):
+                self.counters["rx_diverted"] += 1
+                return
         self.drop(segment.packet, "rx_dropped_no_port")
         self.reset(ends, segment, interface)
 
@@ -367,6 +374,10 @@ class Tcp(Layer):
         """A request's deadline has changed."""
         self._timers.arm(request)
 
+    def disarm_request(self, request: Request) -> None:
+        """A request is over."""
+        self._timers.forget(request)
+
     def challenge(self, now: int) -> bool:
         """Whether one more challenge ACK may be sent in this second (RFC 5961 §7)."""
         second = now // ONE_SECOND
@@ -401,6 +412,7 @@ class Tcp(Layer):
         """A connection has ended."""
         if self.entries.get(tcb.ends) is tcb:
             del self.entries[tcb.ends]
+        self._timers.forget(tcb)  # type: ignore[arg-type]  # every Tcb is a Connection
         if tcb.holder.closed:
             self.ports.release(tcb.holder)
         self.counters["closed"] += 1
@@ -412,6 +424,7 @@ class Tcp(Layer):
             if oldest is not None:
                 self._drop_wait(oldest)
                 self.counters["time_wait_overflow"] += 1
+        self._timers.forget(tcb)  # type: ignore[arg-type]  # every Tcb is a Connection
         wait = TimeWait(self, tcb, tcb.holder.options.reuse_addr, now)
         self.entries[tcb.ends] = wait
         self.waits.add(wait)

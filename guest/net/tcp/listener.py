@@ -273,6 +273,7 @@ class Listener:
     def forget(self, request: Request) -> None:
         """A request is over."""
         request.dismiss()
+        self.host.disarm_request(request)
         if self.requests.pop(request.ends, None) is not None:
             self.host.entries.pop(request.ends, None)
 

@@ -60,8 +60,8 @@ class LossRecovery(Sender):
         ):  # fmt: skip
             self._duplicate(now)
         self._offered(segment, ack, seq, now)
-        if self.timeouts and progress <= 0 and self.snd_wnd == 0:
-            self.timeouts = 0  # the peer lives, and has no room: RFC 9293 §3.8.6.1
+        if self.timeouts and progress <= 0 and self.snd_wnd == 0 and self.end is not None:
+            self.timeouts = 0  # the peer lives, and has no room: RFC 9293 §3.8.6.1; it need not be borne for nobody
         if self.ecn and segment.flags & ECE and ack > self.ecn_point and not self.recovery:
             self.control.on_ecn(flying, now)
             self.counters["rx_ecn_echoes"] += 1
@@ -316,12 +316,11 @@ class LossRecovery(Sender):
         self.rtt.back_off()
         self.probe_at = self.reorder_at = NEVER
         self.probe_end = None
+        if first.sacked:
+            board.forget_sacks()  # the receiver has thrown it away, or never had it
         if self.synchronized and self.snd_wnd == 0:
             self.counters["tx_window_probes"] += 1
-            board.mark_lost(first)
-            if board.lost and board.lost[-1] is first:
-                board.lost.pop()
-            self.resend(first, now)
+            self.resend(first, now, probe=True)
             self.rto_at = now + self.rtt.rto
             return
         self.counters["timeouts"] += 1
@@ -331,8 +330,6 @@ class LossRecovery(Sender):
         self.recovery = SLOW
         self.recovery_end = self.snd_nxt
         self.dup_acks = 0
-        if first.sacked:
-            board.forget_sacks()  # the receiver has thrown it away, or never had it
         for segment in board:
             if not segment.sacked:
                 segment.lost = False

@@ -4,11 +4,13 @@
 unless sent again. A segment that was lost waits in `lost` until it is sent again.
 
 Segments lie side by side from snd_una to snd_nxt. SYN and FIN take one sequence number each, as RFC 9293 §3.4 counts.
+A peer reports the same blocks again and again, each longer than the last: runs of what is sacked are stepped over, so
+that a report costs what is new in it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 
@@ -18,7 +20,7 @@ class Sent:
 
     Attributes:
         start, end: sequence numbers; flags: SYN, FIN, of those that take one.
-        sent_at: when last. tries: how often. delivered: what had been delivered in all when it was sent last.
+        sent_at: when last. tries: how often.
         flying: counted in flight. sacked: acknowledged out of order. lost: taken for lost, and not sent again since.
     """
 
@@ -51,13 +53,16 @@ class Scoreboard:
     """
 
     __slots__ = (
-        "_head", "_segments", "highest_sacked", "in_flight", "lost", "order", "sacked_bytes", "sacked_count", "timed",
+        "_head", "_run_ends", "_run_starts", "_segments", "highest_sacked", "in_flight", "lost", "order",
+        "sacked_bytes", "sacked_count", "timed",
     )  # fmt: skip
 
     def __init__(self, timed: bool = False) -> None:
         self.timed = timed
         self._segments: list[Sent] = []
         self._head = 0
+        self._run_starts: list[int] = []  # of what is sacked: runs that do not touch, in order
+        self._run_ends: list[int] = []
         self.in_flight = 0
         self.sacked_bytes = 0
         self.sacked_count = 0
@@ -149,6 +154,11 @@ class Scoreboard:
                 self.in_flight -= size
             if segment.sacked:
                 self.sacked_bytes -= size
+        if self._run_starts and self._run_starts[0] < upto:
+            done = bisect_right(self._run_ends, upto)
+            del self._run_starts[:done], self._run_ends[:done]
+            if self._run_starts:
+                self._run_starts[0] = max(self._run_starts[0], upto)
         self._head = at
         if at > 64 and at * 2 > count:
             del segments[:at]
@@ -159,12 +169,15 @@ class Scoreboard:
         """Mark what lies between as received; the segments for which that is new."""
         segments = self._segments
         found: list[Sent] = []
-        for at in range(self._index(left), len(segments)):
+        at = self._index(left)
+        while at < len(segments):
             segment = segments[at]
             if segment.end > right:
                 break
             if segment.sacked:
+                at = self._index(self._run_ends[bisect_right(self._run_starts, segment.start) - 1])
                 continue
+            at += 1
             size = segment.end - segment.start
             if segment.flying:
                 self.in_flight -= size
@@ -173,9 +186,25 @@ class Scoreboard:
             self.sacked_bytes += size
             self.sacked_count += 1
             found.append(segment)
+            self._join_run(segment.start, segment.end)
         if found and found[-1].end > self.highest_sacked:
             self.highest_sacked = found[-1].end
         return found
+
+    def _join_run(self, start: int, end: int) -> None:
+        """What lies between is sacked too."""
+        starts, ends = self._run_starts, self._run_ends
+        at = bisect_right(starts, start)
+        if at and ends[at - 1] == start:
+            ends[at - 1] = end
+            if at < len(starts) and starts[at] == end:
+                ends[at - 1] = ends.pop(at)
+                del starts[at]
+        elif at < len(starts) and starts[at] == end:
+            starts[at] = start
+        else:
+            starts.insert(at, start)
+            ends.insert(at, end)
 
     def believe(self) -> None:
         """Nothing was lost after all: what was marked is on its way."""
@@ -187,18 +216,40 @@ class Scoreboard:
                 self.in_flight += segment.end - segment.start
 
     def forget_sacks(self) -> None:
-        """The receiver has thrown away what it had acknowledged out of order (RFC 2018 §8)."""
+        """The receiver has thrown away what it had acknowledged out of order (RFC 2018 §8): that is lost."""
         for segment in self:
-            segment.sacked = False
-        self.sacked_bytes = self.sacked_count = 0
+            if segment.sacked:
+                segment.sacked = False
+                self.mark_lost(segment)
+        self.sacked_bytes = self.sacked_count = self.highest_sacked = 0
+        self._run_starts, self._run_ends = [], []
 
     def _index(self, start: int) -> int:
         """Of the first segment that does not begin before `start`."""
         return bisect_left(self._segments, start, self._head, key=_start)
 
+    def check(self) -> None:
+        """Raises AssertionError where the counts contradict the segments: `TcpConfig.check`."""
+        flying = sum(one.end - one.start for one in self if one.flying)
+        assert flying == self.in_flight, f"{flying} bytes are in flight, not {self.in_flight}"
+        sacked = [one for one in self if one.sacked]
+        assert self.sacked_count == len(sacked), f"{len(sacked)} segments are sacked, not {self.sacked_count}"
+        assert self.sacked_bytes == sum(one.end - one.start for one in sacked), "other bytes are sacked"
+        for one in self:
+            assert one.flying + one.lost + one.sacked == 1, f"{one} is in no state, or in two"
+        runs: list[list[int]] = []
+        for one in sacked:
+            if runs and runs[-1][1] == one.start:
+                runs[-1][1] = one.end
+            else:
+                runs.append([one.start, one.end])
+        known = [list(run) for run in zip(self._run_starts, self._run_ends, strict=True)]
+        assert known == runs, f"the runs are {runs}, not {known}"
+
     def clear(self) -> None:
         """Forget everything."""
         self._segments = []
+        self._run_starts, self._run_ends = [], []
         self._head = self.in_flight = self.sacked_bytes = self.sacked_count = 0
         self.lost.clear()
         self.order.clear()

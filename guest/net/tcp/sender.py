@@ -7,7 +7,8 @@ FIN with the last of it. A segment that is not full waits where it would be a si
 - the window is too small for more and less than half of the largest it ever was.
 
 A window of nothing is probed by one byte of what waits, whenever the retransmission timer, here the persist timer,
-fires (RFC 9293 §3.8.6.1); such a byte is a segment like any other, and is sent again until the window opens.
+fires (RFC 9293 §3.8.6.1); such a byte is a segment like any other, and is sent again until the window opens. A window
+that stays small, as of a peer whose buffer has shrunk, is used whole when it fires.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Sender(Tcb):
         if board.lost:
             room = self._retransmit(now, room)
             if board.lost:
+                if room <= 0:
+                    self.host.wait_for_room(self)
                 return
         snd = self.snd
         fin = self.fin_seq
@@ -183,11 +186,12 @@ class Sender(Tcb):
                 self.rto_at = now + self.rtt.rto
 
     def probe_window(self, now: int) -> None:
-        """Send one byte whether or not the peer has room, to hear what its window is."""
-        nxt = self.snd_nxt
-        if nxt < self.snd.end:
+        """Send what the peer has room for, one byte where it has none, to hear what its window is."""
+        nxt, end = self.snd_nxt, self.snd.end
+        if nxt < end:
             self.counters["tx_window_probes"] += 1
-            self._send_new(nxt, nxt + 1, now)
+            most = max(nxt + 1, self.snd_una + self.snd_wnd)
+            self._send_new(nxt, min(end, most, nxt + max(8, self.mss - self.sack_size())), now)
 
     # -- sending again -------------------------------------------------------------------------------------------
 
@@ -196,17 +200,19 @@ class Sender(Tcb):
         board = self.scoreboard
         lost = board.lost
         left = 0 if self.sack else self.dup_acks * self.mss
+        edge = self.snd_una + self.snd_wnd if self.synchronized else self.snd_nxt
         while lost:
             segment = lost[0]
             if not segment.lost:
                 lost.popleft()
                 continue
+            if segment.start >= edge:  # the window has shrunk: the timer probes it (RFC 9293 §3.8.6)
+                break
             flying = board.in_flight - left
             size = min(segment.end - segment.start, self.mss)
             if flying > 0 and not self.forced and flying + size > self.control.cwnd:
                 break
             if room <= 0:
-                self.host.wait_for_room(self)
                 break
             room -= 1
             self.forced = False
@@ -216,8 +222,10 @@ class Sender(Tcb):
             self.resend(segment, now)
         return room
 
-    def resend(self, segment: Sent, now: int) -> None:
-        """Send a segment again; one that is too long by now goes in pieces, the rest of it as a lost one."""
+    def resend(self, segment: Sent, now: int, *, probe: bool = False) -> None:
+        """Send a segment again; one that is too long by now goes in pieces, the rest of it as a lost one. As a `probe`
+        of a closed window that is no retransmission.
+        """
         board = self.scoreboard
         if segment.flags & SYN:
             board.resent(segment, now)
@@ -230,8 +238,9 @@ class Sender(Tcb):
             board.mark_lost(rest)
             size = most
         board.resent(segment, now)
-        self.retransmits += 1
-        self.counters["tx_retransmits"] += 1
+        if not probe:
+            self.retransmits += 1
+            self.counters["tx_retransmits"] += 1
         start = segment.start
         flags = segment.flags & FIN
         if start + size == self.snd.end and size:

@@ -18,7 +18,7 @@ class TcpSettings:
         keepidle, keepintvl, keepcnt: TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT.
         syncnt: TCP_SYNCNT. linger2: TCP_LINGER2. defer_accept: TCP_DEFER_ACCEPT.
         window_clamp: TCP_WINDOW_CLAMP. user_timeout: TCP_USER_TIMEOUT.
-        congestion: TCP_CONGESTION. quickack: TCP_QUICKACK.
+        congestion: TCP_CONGESTION. quickack: TCP_QUICKACK, as last set; `TcpEndpoint.quick_ack` sets it.
     """
 
     keepidle: int

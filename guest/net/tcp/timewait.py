@@ -6,7 +6,7 @@ connection sent, by sequence number or by timestamp, opens a new one at once. A 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from guest.net.tcp.segment import ACK, FIN, HALF, MASK, RST, SYN, options_of, unwrap
@@ -64,6 +64,7 @@ class TimeWait:
         if flags & FIN and not older:
             self.since = now
             self.expires = now + self._host.config.time_wait
+            self._host.waits.again(self)
         if flags & SYN or segment.length or flags & FIN or seq != self.rcv_nxt:
             if not segment.length and not flags & FIN:  # it may be an answer to ours: do not let two talk for ever
                 if now - self._answered_at < self._host.config.oow_interval:
@@ -83,13 +84,12 @@ class TimeWait:
 
 
 class WaitLine:
-    """All of them, in the order in which they began: they all take the same time."""
+    """All of them, in the order in which they end: they all take the same time."""
 
-    __slots__ = ("_line", "members")
+    __slots__ = ("members",)
 
     def __init__(self) -> None:
-        self._line: deque[TimeWait] = deque()
-        self.members: dict[Ends, TimeWait] = {}
+        self.members: OrderedDict[Ends, TimeWait] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -97,22 +97,16 @@ class WaitLine:
     def add(self, wait: TimeWait) -> None:
         """One more."""
         self.members[wait.ends] = wait
-        self._line.append(wait)
+
+    def again(self, wait: TimeWait) -> None:
+        """One has begun anew."""
+        self.members.move_to_end(wait.ends)
 
     def discard(self, wait: TimeWait) -> None:
-        """One is over before its time."""
+        """One is over."""
         if self.members.get(wait.ends) is wait:
             del self.members[wait.ends]
 
     def oldest(self) -> TimeWait | None:
         """The one that ends first."""
-        line = self._line
-        while line:
-            wait = line[0]
-            if self.members.get(wait.ends) is not wait:
-                line.popleft()
-            elif len(line) > 1 and wait.expires > line[1].expires:
-                line.rotate(-1)  # its wait began anew
-            else:
-                return wait
-        return None
+        return next(iter(self.members.values()), None)

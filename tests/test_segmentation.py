@@ -1,0 +1,270 @@
+"""Cutting a packet of several segments: what comes out is what a sender would have sent segment by segment.
+
+The witness is scapy, which computes every length and checksum anew.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+
+from guest.net.pbuf import Lease, Offload, PacketBuffer
+from guest.net.segmentation import cut, join
+from hw.abi import virtio_net as net
+
+MSS = 1448
+TIMESTAMP = [("NOP", None), ("NOP", None), ("Timestamp", (123456, 654321))]
+KINDS = {4: net.VIRTIO_NET_HDR_GSO_TCPV4, 6: net.VIRTIO_NET_HDR_GSO_TCPV6}
+
+
+def headers(version: int, seq: int, flags: str, ident: int) -> Ether:
+    ip = IPv6(src="fd00::1", dst="fd00::2")
+    if version == 4:
+        ip = IP(src="10.0.0.1", dst="10.0.0.2", id=ident, flags="DF")
+    tcp = TCP(sport=80, dport=40000, seq=seq, ack=7, flags=flags, window=501, options=TIMESTAMP)
+    return Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / ip / tcp
+
+
+def large(version: int, payload: bytes, pieces: list[int], *, seq: int = 1, flags: str = "PA", ident: int = 1,
+          mss: int = MSS, kind: int = 0) -> PacketBuffer:  # fmt: skip
+    """A packet to be cut, its payload in views that end at `pieces`."""
+    whole = bytes(headers(version, seq, flags, ident) / Raw(payload))
+    size = len(whole) - len(payload)
+    packet = PacketBuffer.from_bytes(whole[:size])
+    ends = [0, *sorted(end % (len(payload) + 1) for end in pieces), len(payload)]
+    packet.frags = [memoryview(payload)[start:end] for start, end in pairwise(ends)]
+    start = 14 + (20 if version == 4 else 40)
+    packet.offload = Offload(net.VIRTIO_NET_HDR_F_NEEDS_CSUM, KINDS[version] | kind, size, mss, start, 16)
+    return packet
+
+
+def expected(version: int, payload: bytes, *, seq: int, flags: str, ident: int, mss: int) -> list[bytes]:
+    """What scapy makes of it, segment by segment."""
+    found = []
+    for at in range(0, len(payload), mss):
+        said = flags if at + mss >= len(payload) else flags.replace("P", "").replace("F", "")
+        said = said if at == 0 else said.replace("C", "")
+        number = (seq + at) & 0xFFFF_FFFF
+        step = (ident + at // mss) & 0xFFFF
+        found.append(bytes(headers(version, number, said, step) / Raw(payload[at : at + mss])))
+    return found
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(1, 20_000),
+    pieces=st.lists(st.integers(0, 1 << 16), max_size=5),
+    seq=st.sampled_from([1, 0xFFFF_FFFF, 0xFFFF_F000, 0x8000_0000]),
+    flags=st.sampled_from(["A", "PA", "FPA", "PAC", "FPAEC"]),
+    ident=st.sampled_from([0, 1, 0xFFFE, 0xFFFF]),
+    mss=st.sampled_from([8, 535, 1448]),
+)
+def test_segments_are_those_that_would_have_been_sent_one_by_one(
+    version: int, size: int, pieces: list[int], seq: int, flags: str, ident: int, mss: int
+) -> None:
+    payload = random.Random(size).randbytes(min(size, 40 * mss))
+    packet = large(version, payload, pieces, seq=seq, flags=flags, ident=ident, mss=mss)
+
+    frames = [b"".join(parts) for parts in cut(packet)]
+
+    assert frames == expected(version, payload, seq=seq, flags=flags, ident=ident, mss=mss)
+
+
+def test_a_payload_is_not_copied() -> None:
+    payload = bytes(range(256)) * 40
+    frames = cut(large(4, payload, [3000]))
+
+    assert all(isinstance(view, memoryview) and view.obj is payload for parts in frames for view in parts[1:])
+
+
+def test_a_packet_that_says_ecn_is_cut_as_its_family_says() -> None:
+    payload = bytes(5000)
+    packet = large(4, payload, [], flags="PAC", kind=net.VIRTIO_NET_HDR_GSO_ECN)
+
+    assert [b"".join(parts) for parts in cut(packet)] == expected(4, payload, seq=1, flags="PAC", ident=1, mss=MSS)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_payload_of_zeros_has_a_checksum_all_the_same(version: int) -> None:
+    """Sums of zero and of 65535 are the same number to the checksum, and not the same bytes."""
+    payload = bytes(4 * MSS)
+    assert [b"".join(parts) for parts in cut(large(version, payload, [1, 2]))] == expected(
+        version, payload, seq=1, flags="PA", ident=1, mss=MSS
+    )
+
+
+# -- joining ---------------------------------------------------------------------------------------------------------
+
+
+def frames_of(
+    version: int, payload: bytes, *, seq: int = 1, flags: str = "PA", ident: int = 1, mss: int = MSS
+) -> list[PacketBuffer]:
+    """Received frames that carry `payload`."""
+    raw = expected(version, payload, seq=seq, flags=flags, ident=ident, mss=mss)
+    return [PacketBuffer(memoryview(bytearray(frame))) for frame in raw]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@settings(max_examples=40, deadline=None)
+@given(size=st.integers(600, 60_000), seq=st.sampled_from([1, 0xFFFF_F000]), mss=st.sampled_from([600, 1448, 9000]))
+def test_what_is_joined_is_cut_into_the_same_frames_again(version: int, size: int, seq: int, mss: int) -> None:
+    payload = random.Random(size).randbytes(size)
+    before = expected(version, payload, seq=seq, flags="PA", ident=1, mss=mss)
+
+    joined = join(frames_of(version, payload, seq=seq, mss=mss))
+
+    after = [b"".join(views) for packet in joined for views in (cut(packet) if packet.frags else [packet.views()])]
+    assert after == before
+    if len(before) > 1 and (size % mss == 0 or size % mss >= 536):
+        assert len(joined) == 1, "they follow each other and were not joined"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_joined_packet_has_right_headers(version: int) -> None:
+    payload = random.Random(1).randbytes(3 * MSS)
+
+    (packet,) = join(frames_of(version, payload))
+
+    raw = packet.tobytes()
+    assert raw[-len(payload) :] == payload
+    seen = Ether(raw)
+    if version == 4:
+        shown = seen[IP].chksum
+        del seen[IP].chksum
+        assert (Ether(bytes(seen))[IP].chksum, seen[IP].len) == (shown, len(raw) - 14)
+    else:
+        assert seen[IPv6].plen == len(raw) - 54
+    assert seen[TCP].flags == "PA"
+    assert packet.offload is not None
+    assert packet.offload[:4] == (net.VIRTIO_NET_HDR_F_DATA_VALID, KINDS[version], len(raw) - len(payload), MSS)
+
+
+def corrupt_tcp(frame: bytes) -> bytes:
+    return frame[:-1] + bytes((frame[-1] ^ 1,))
+
+
+def corrupt_ip(frame: bytes) -> bytes:
+    return frame[:24] + bytes((frame[24] ^ 1,)) + frame[25:]
+
+
+def another_port(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[TCP].sport = 81
+    del seen[TCP].chksum
+    return bytes(seen)
+
+
+def another_window(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[TCP].window = 77
+    del seen[TCP].chksum
+    return bytes(seen)
+
+
+def a_fin(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[TCP].flags = "FA"
+    del seen[TCP].chksum
+    return bytes(seen)
+
+
+def congested(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[IP].tos = 3
+    del seen[IP].chksum
+    return bytes(seen)
+
+
+def a_fragment(frame: bytes) -> bytes:
+    seen = Ether(frame)
+    seen[IP].flags = "MF"
+    del seen[IP].chksum
+    return bytes(seen)
+
+
+def lying_about_its_length(frame: bytes) -> bytes:
+    return frame[:16] + (len(frame)).to_bytes(2, "big") + frame[18:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [corrupt_tcp, corrupt_ip, another_port, another_window, a_fin, congested, a_fragment, lying_about_its_length],
+)
+def test_what_differs_is_left_as_it_came_and_in_its_place(change: Callable[[bytes], bytes]) -> None:
+    """The third of five: the two before it are joined, and the two behind it."""
+    raw = expected(4, random.Random(1).randbytes(5 * MSS), seq=1, flags="A", ident=1, mss=MSS)
+    raw[2] = change(raw[2])
+
+    joined = join([PacketBuffer(memoryview(bytearray(frame))) for frame in raw])
+
+    assert [len(packet.frags) for packet in joined] == [2, 0, 2]
+    assert joined[1].tobytes() == raw[2]
+    assert joined[1].offload is None
+
+
+def test_a_gap_and_a_repetition_are_left_to_tcp() -> None:
+    raw = expected(4, bytes(5 * MSS), seq=1, flags="A", ident=1, mss=MSS)
+    frames = [PacketBuffer(memoryview(bytearray(raw[number]))) for number in (0, 1, 3, 3, 4)]
+
+    assert [len(packet.frags) for packet in join(frames)] == [2, 0, 2]
+
+
+def test_a_longer_segment_begins_another_packet() -> None:
+    """For all but the last of one packet are of one size."""
+    short, long = frames_of(4, bytes(2 * 600), flags="A", mss=600), frames_of(4, bytes(2 * MSS), seq=1201, flags="A")
+
+    assert [len(packet.frags) for packet in join(short + long)] == [2, 2]
+
+
+def test_what_is_pushed_ends_a_packet() -> None:
+    """Its sender wants it to be read now; and it may be followed by more."""
+    first = frames_of(4, bytes(2 * MSS), flags="PA")
+    second = frames_of(4, bytes(2 * MSS), seq=1 + 2 * MSS, flags="PA", ident=3)
+
+    assert [len(packet.frags) for packet in join(first + second)] == [2, 2]
+
+
+@given(data=st.binary(max_size=120), flip=st.integers(0, 1 << 12))
+@settings(max_examples=200, deadline=None)
+def test_no_frame_raises(data: bytes, flip: int) -> None:
+    """Whatever stands in a frame."""
+    raw = [bytearray(frame) for frame in expected(4, bytes(2 * MSS), seq=1, flags="A", ident=1, mss=MSS)]
+    at = flip % 80
+    raw[0][at : at + len(data)] = data[: len(raw[0]) - at]
+    frames = [PacketBuffer(memoryview(frame)) for frame in (*raw, bytearray(data))]
+
+    assert sum(map(len, join(frames))) >= len(data)
+
+
+def test_lent_memory_is_read_only_and_lent_until_the_joined_packet_is_gone() -> None:
+    """As a driver lends it: behind a header of its own, in buffers that it wants back."""
+    raw = expected(4, random.Random(1).randbytes(3 * MSS), seq=1, flags="PA", ident=1, mss=MSS)
+    returned: list[int] = []
+    buffers = [bytearray(b"virtio header" + frame) for frame in raw]
+    before = [bytes(buffer) for buffer in buffers]
+    frames = [
+        PacketBuffer(memoryview(buffer), 13, None, None, Lease(partial(returned.append, number), lambda: False))
+        for number, buffer in enumerate(buffers)
+    ]
+
+    (packet,) = join(frames)
+    del frames
+
+    assert [bytes(buffer) for buffer in buffers] == before, "received memory was written to"
+    assert returned == [], "a buffer went back while its payload is in use"
+    assert packet.lease is not None
+    assert not packet.lease.scarce()
+    assert packet.tobytes()[-3 * MSS :] == b"".join(frame[-MSS:] for frame in raw)
+    del packet
+    assert sorted(returned) == [0, 1, 2], "a buffer did not come back"
