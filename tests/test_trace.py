@@ -63,15 +63,16 @@ class Watched:
 
 
 @contextmanager
-def watched() -> Iterator[Watched]:
+def watched(*, packed: bool = False) -> Iterator[Watched]:
+    text = PAIR.replace("nic = [{", "nic = [{ packed = true,") if packed else PAIR
     told: list[Passage] = []
-    with vring.boot(Board.parse(PAIR), trace=told.append) as session:
+    with vring.boot(Board.parse(text), trace=told.append) as session:
         yield Watched(session, told)
 
 
-@pytest.fixture
-def pair() -> Iterator[Watched]:
-    with watched() as made:
+@pytest.fixture(params=["split", "packed"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Watched]:
+    with watched(packed=request.param == "packed") as made:
         yield made
 
 
