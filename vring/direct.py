@@ -86,7 +86,7 @@ class DirectInterface(NetDevice, Receiver):
         self.interface: Interface = stack.add_interface(name, mac, mtu, self._output)
         self.interface.queue = self
         self._bare = mac is None
-        self.interface.gso_max_size = 0 if self._bare else LARGE  # what cuts and joins reads Ethernet headers
+        self.interface.gso_max_size = LARGE
         self._large = large
         self._scratch = bytearray(link.header_size + FRAME_MAX if link.header_size else 0)
         self.receiver = self.interface.input
@@ -116,7 +116,7 @@ class DirectInterface(NetDevice, Receiver):
     def _deliver(self, packets: list[PacketBuffer], size: int) -> None:
         self.counters["rx_packets"] += len(packets)
         self.counters["rx_bytes"] += size
-        # A router hands on what it was sent, frame by frame.
+        # A router hands on what it was sent, frame by frame; and `join` reads Ethernet headers.
         self.deliver(packets if self._stack.forwarding or self._bare else join(packets))
 
     def pull(self, link: Link) -> None:
