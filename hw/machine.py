@@ -64,6 +64,11 @@ _TRUTH = {"on": True, "off": False, "true": True, "false": False, "1": True, "0"
 Option = str | int | bool
 
 
+def chance(seed: int | None, purpose: str) -> random.Random:
+    """A source of randomness of its own for `purpose`: the same for the same seed, the host's entropy without one."""
+    return random.SystemRandom() if seed is None else random.Random(f"{seed}/{purpose}")
+
+
 class MachinePlatform:
     """The machine as its guest sees it (`guest.platform.Platform`)."""
 
@@ -203,9 +208,7 @@ class Machine:
 
     def random(self, purpose: str) -> random.Random:
         """A source of randomness of its own for `purpose`, the same again for the same seed and name."""
-        if self.seed is None:
-            return random.SystemRandom()
-        return random.Random(f"{self.seed}/{self.name}/{purpose}")
+        return chance(self.seed, f"{self.name}/{purpose}")
 
     # -- power -----------------------------------------------------------------------------------------------------
 

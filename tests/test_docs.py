@@ -173,7 +173,7 @@ def test_a_wrong_output_would_be_seen(shown: str, said: str, equal: bool) -> Non
 def test_no_kind_of_block_slips_through() -> None:
     kinds = {block.kind for block in BLOCKS}
 
-    assert kinds <= {"python", "console", "console no-run", "text", "toml"}, kinds
+    assert kinds <= {"python", "python no-run", "console", "console no-run", "text", "toml"}, kinds
     assert len(PYTHON) > 5
     assert len(CONSOLE) > 2
 
