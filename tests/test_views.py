@@ -25,7 +25,7 @@ from vring.view.decode import Descriptor, RingAddresses, SplitRingState, UsedEle
 from vring.view.decode_packed import Event, PackedDescriptor, decode_packed_ring
 from vring.view.names import FieldNames
 from vring.view.packed import PackedSnapshot, Place
-from vring.view.queues import queue_tables
+from vring.view.queues import legends, queue_tables
 from vring.view.rings import Marks, QueueSnapshot, ring_tables
 from vring.view.snapshot import feature_names, status_names
 
@@ -376,3 +376,4 @@ def test_a_machine_shows_its_packed_queues() -> None:
     assert (rx.title, tx.title) == ("guest eth0 rx", "guest eth0 tx")
     assert len(rx.owned_by_device()) == 256
     assert "256 with the device" in drawn(queue_tables(rx))
+    assert [text.split(":")[0] for text in legends([rx, tx])] == ["avail"], "the words are explained that are shown"

@@ -144,7 +144,7 @@ Examples:
   vring boot my-board.toml --wire hub:lan,loss=5%,delay=10ms --clock virtual --for 60 --rings
 
 \b
-NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …;
+NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, packed=on, in_order=on, …;
   xen, with profile=full|ling, queues=N, mtu=N, mac=M, sg=off, gso=off, split=off, …; or none.
 Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]; and impairments:
   loss=1% delay=10ms jitter=2ms reorder=1% duplicate=1% corrupt=1% rate=10mbit

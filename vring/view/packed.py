@@ -4,7 +4,7 @@ The names are those of the standard (virtio 1.4 §2.8); colours and cuts are tho
 marks as they lie in memory; the places of both halves, which memory does not say, are marked beside it with their wrap
 counters, as `avail/1`.
 
-Sections: `Place`, `PackedSnapshot`, `event_line`, `packed_tables`.
+Sections: `LEGEND`, `Place`, `PackedSnapshot`, `event_line`, `packed_tables`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from rich.text import Text
 
 from vring.view.decode_packed import PackedRingState
 from vring.view.rings import DEVICE, DRIVER, STYLES, cell, new_table, rows
+
+LEGEND = (
+    "avail: made available next   seen: looked at next by the device\n"
+    "used: given back next   reaped: looked at next by the driver   /1: the wrap counter there"
+)
 
 
 class Place(NamedTuple):

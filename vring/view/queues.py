@@ -58,5 +58,6 @@ def same_entries(state: RingState, before: RingState) -> bool:
 
 def legends(snapshots: Iterable[Snapshot]) -> list[str]:
     """What the words at the entries mean, for each kind of queue that is among these; virtio's where there is none."""
-    kinds = {isinstance(snapshot, XenSnapshot) for snapshot in snapshots} or {False}
-    return [xen_rings.LEGEND if xen else rings.LEGEND for xen in sorted(kinds)]
+    texts = {QueueSnapshot: rings.LEGEND, PackedSnapshot: packed.LEGEND, XenSnapshot: xen_rings.LEGEND}
+    kinds = {type(snapshot) for snapshot in snapshots} or {QueueSnapshot}
+    return [text for kind, text in texts.items() if kind in kinds]
