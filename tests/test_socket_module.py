@@ -181,6 +181,24 @@ def test_b5_three_lines_are_a_tcp_client_in_an_ordinary_program() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "None b'HELLO'\n", "")
 
 
+def test_b5_a_programs_own_guest_reaches_what_the_host_reaches() -> None:
+    """The user wire is there unless VRING_BOARD says otherwise: 10.0.2.2 is this host's own loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        program = f"""
+from vring import socket
+with socket.create_connection(("10.0.2.2", {port}), timeout=10) as client:
+    print(client.getsockname()[0], client.recv(100))
+"""
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as client:
+            listener.settimeout(20)
+            with listener.accept()[0] as server:
+                server.sendall(b"from outside")
+            said = client.communicate(timeout=20)[0]
+
+    assert (client.returncode, said) == (0, "10.0.2.15 b'from outside'\n")
+
+
 FAR = """
 [[guest]]
 name = "left"
