@@ -24,7 +24,17 @@ from guest.net.tcp.state import State
 from hw.wire.link import WireError
 from tests.requirements import require
 from tests.user_world import (
-    DNS, DNS6, GUEST6, HOST, HOST_OF, Peer, Pump, UserWorld, descriptors, has_ipv6, no_descriptor_is_left,
+    DNS,
+    DNS6,
+    GUEST6,
+    HOST,
+    HOST_OF,
+    Peer,
+    Pump,
+    UserWorld,
+    descriptors,
+    has_ipv6,
+    no_descriptor_is_left,
 )  # fmt: skip
 from vring.usernet.gateway import WINDOW
 from vring.usernet.streams import SCRATCH

@@ -303,10 +303,10 @@ def _network(key: str, value: str) -> Prefix:
         bits = _number(key, length or "64", 128)
         if bits != 64:
             raise ValueError(f"{key}: guests make themselves addresses in a /64 only, not in a /{bits}")
-    network, length = to_prefix(address, bits).network, to_prefix(address, bits).length
-    if not (is_host(network) if is_v4(network) else _is_host6(network)):
-        raise ValueError(f"{key}: hosts have no addresses in {Prefix(network, length)}")
-    return Prefix(network, length)
+    prefix = to_prefix(address, bits)
+    if not (is_host(prefix.network) if is_v4(prefix.network) else _is_host6(prefix.network)):
+        raise ValueError(f"{key}: hosts have no addresses in {prefix}")
+    return prefix
 
 
 def _is_host6(network: int) -> bool:
