@@ -1,5 +1,5 @@
-"""A guest that lies, with mutated frames of every kind, and one that floods. Nothing raises or grows, what is lost has a
-counter, and the gateway goes on working.
+"""A guest that lies, with mutated frames of every kind, and one that floods. Nothing raises or grows, what is lost has
+a counter, and the gateway goes on working.
 
 No frame leaves the host: whatever destination a mutation makes up, the gateway is told that it is the loopback's.
 """
