@@ -62,6 +62,21 @@ def between(lines: list[str], first: str, last: str) -> list[str]:
     return lines[start:end]
 
 
+def lesson(page: str) -> list[str]:
+    """The lines that the first example of docs/teaching/`page`.md prints, with its bars in colours."""
+    text = (ROOT / "docs" / "teaching" / f"{page}.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[0]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=ROOT
+    )
+    colours = {"─": "32", "━": "33", "·": "36"}
+    return [
+        re.sub(r"─+|━+|·+", lambda bar: f"\x1b[{colours[bar[0][0]]}m{bar[0]}\x1b[0m", line)
+        for line in done.stdout.splitlines()
+    ]
+
+
 def draw(name: str, command: str, parts: list[list[str]]) -> None:
     """Write docs/img/`name`.svg: a prompt with `command`, and the parts, with a dotted line between two.
 
@@ -106,6 +121,7 @@ def main() -> None:
     )
     demo = run("demo", "tx")
     draw("demo-tx", "vring demo tx", [[], between(demo, "4 driver: available ring", "7 device: DMA"), []])
+    draw("tcp-window", "python tcp-window.py", [lesson("tcp-window")])
 
 
 if __name__ == "__main__":

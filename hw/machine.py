@@ -14,7 +14,14 @@ from dataclasses import replace
 from typing import TypedDict
 
 from hw.abi import virtio_net as net
-from hw.abi.virtio import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
+from hw.abi.virtio import (
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+)
 from hw.abi.virtio_ring import QUEUE_SIZE_MAX
 from hw.bus import Bus
 from hw.irq import InterruptController
@@ -42,7 +49,12 @@ _SWITCHES = {
     "status": net.VIRTIO_NET_F_STATUS,
     "event_idx": VIRTIO_RING_F_EVENT_IDX,
     "indirect_desc": VIRTIO_RING_F_INDIRECT_DESC,
+    "packed": VIRTIO_F_RING_PACKED,
+    "in_order": VIRTIO_F_IN_ORDER,
+    "notification_data": VIRTIO_F_NOTIFICATION_DATA,
+    "queue_reset": VIRTIO_F_RING_RESET,
 }
+_OFF = ("packed", "in_order", "notification_data")  # unless a user says otherwise; the other switches are on
 _NUMBERS = ("rx_queue_size", "tx_queue_size", "queue_size", "mtu")
 # Options of a Xen card that switch off something that its back end offers.
 _VIF_SWITCHES = ("sg", "gso", "ipv6_csum", "split", "multicast", "control")
@@ -50,6 +62,11 @@ _PROFILES = {"full": Profile(), "ling": LING}
 _TRUTH = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
 
 Option = str | int | bool
+
+
+def chance(seed: int | None, purpose: str) -> random.Random:
+    """A source of randomness of its own for `purpose`: the same for the same seed, the host's entropy without one."""
+    return random.SystemRandom() if seed is None else random.Random(f"{seed}/{purpose}")
 
 
 class MachinePlatform:
@@ -135,8 +152,8 @@ class Machine:
         Args:
             mac: 6 bytes; by default made from seed, name and slot, locally administered.
             options: `rx_queue_size` (256), `tx_queue_size` (128), `queue_size` (both), `mtu` (1500, or "off"),
-                `mrg_rxbuf`, `status`, `event_idx`, `indirect_desc` (on), `synchronous` (off: work inside the register
-                write).
+                `mrg_rxbuf`, `status`, `event_idx`, `indirect_desc`, `queue_reset` (on), `packed`, `in_order`,
+                `notification_data` (off), `synchronous` (off: work inside the register write).
 
         Raises ValueError with one line for an option or value that cannot be, or when all slots are taken.
         """
@@ -191,9 +208,7 @@ class Machine:
 
     def random(self, purpose: str) -> random.Random:
         """A source of randomness of its own for `purpose`, the same again for the same seed and name."""
-        if self.seed is None:
-            return random.SystemRandom()
-        return random.Random(f"{self.seed}/{self.name}/{purpose}")
+        return chance(self.seed, f"{self.name}/{purpose}")
 
     # -- power -----------------------------------------------------------------------------------------------------
 
@@ -297,13 +312,13 @@ class CardOptions(TypedDict):
 
 def _card_options(given: Mapping[str, Option]) -> CardOptions:
     """Keyword arguments of `VirtioNet` from the words that a user writes."""
-    withhold = 0
+    withhold = sum(1 << _SWITCHES[name] for name in _OFF)
     sizes = {"rx_queue_size": 256, "tx_queue_size": 128}
     mtu: int | None = 1500
     for name, value in given.items():
         if name in _SWITCHES:
-            if not _switch(name, value):
-                withhold |= 1 << _SWITCHES[name]
+            bit = 1 << _SWITCHES[name]
+            withhold = withhold & ~bit if _switch(name, value) else withhold | bit
         elif name == "mtu":
             off = str(value).lower() in ("off", "false")
             mtu = None if off else _number(name, value, net.MTU_MIN, net.MTU_MAX)

@@ -1,4 +1,6 @@
-"""For all tests: how hypothesis draws its examples, and that nothing is skipped where everything must run."""
+"""For all tests: how hypothesis draws its examples, which phases of the track a test belongs to (tests/track.py), and
+that nothing is skipped where everything must run.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import os
 
 import pytest
 from hypothesis import settings
+
+from tests.track import GROUPS, PHASES, marks_of
 
 # On CI the same examples every time, so that a red run is a change and not a draw; at home new ones, to find more.
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
@@ -19,6 +23,16 @@ def everything_required() -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("ci" if everything_required() else "dev")
+    for name, subset in (*PHASES.items(), *GROUPS.items()):
+        config.addinivalue_line("markers", f"{name}: {subset.about}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        file, *names = item.nodeid.partition("[")[0].split("::")
+        for mark in marks_of("::".join((file.rpartition("/")[2], *names))):
+            item.add_marker(mark)
 
 
 def _skipped(config: pytest.Config) -> list[pytest.TestReport]:

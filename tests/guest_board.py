@@ -22,15 +22,19 @@ SECOND = 1_000_000
 STATIC = "-ipaddr 10.0.0.2 -netmask 255.255.255.0 -gateway 10.0.0.1"
 
 
-# Models of cards, with the options that each is made with. What all have to do alike is tested over `CARDS`; frames of
-# several flows keep their order only on those that have one queue.
+# Models of cards, with the options that each is made with. What all have to do alike is tested over `CARDS`, what all
+# rings of virtio's have to over `RINGS`; frames of several flows keep their order only on cards that have one queue.
 OPTIONS: dict[str, dict[str, Option]] = {
     "virtio": {},
+    "virtio-packed": {"packed": True},
+    "virtio-in-order": {"in_order": True, "notification_data": True},
+    "virtio-packed-in-order": {"packed": True, "in_order": True, "notification_data": True, "event_idx": False},
     "xen-ling": {"profile": "ling"},
     "xen-full": {},
     "xen-queues": {"queues": 2},
 }
-CARDS = ("virtio", "xen-ling", "xen-full")
+CARDS = ("virtio", "virtio-packed", "xen-ling", "xen-full")
+RINGS = tuple(name for name in OPTIONS if name.startswith("virtio"))
 
 
 class Board:
@@ -48,12 +52,12 @@ class Board:
     ) -> Machine:
         """A machine with a card on each link: the board's model, or `card`."""
         model = card or self.card
-        if model != "virtio" and self.host is None:
+        if model not in RINGS and self.host is None:
             self.host = Hypervisor(self.loop)
-        host = None if model == "virtio" else self.host
+        host = None if model in RINGS else self.host
         machine = Machine(self.loop, name=name, cmdline=cmdline, seed=seed, xen=host, **more)
         for link in links:
-            add: Callable[..., object] = machine.add_virtio_net if model == "virtio" else machine.add_xen_vif
+            add: Callable[..., object] = machine.add_virtio_net if model in RINGS else machine.add_xen_vif
             add(link, options=OPTIONS[model])
         self.machines[name] = machine
         return machine

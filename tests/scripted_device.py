@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from guest.dma import DmaPool
 from guest.drivers.virtio_mmio import MmioSlot
@@ -24,6 +24,7 @@ from hw.abi.virtio_ring import VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_D
 from hw.bus import Bus
 from hw.clock import VirtualClock
 from hw.memory import GuestMemory
+from tests.scripted_packed import HandPackedRing
 
 RX, TX = net.RECEIVEQ1, net.TRANSMITQ1
 BASE = 0xD0000000
@@ -34,6 +35,11 @@ OFFERED = abi.features(
     abi.VIRTIO_F_VERSION_1, abi.VIRTIO_RING_F_INDIRECT_DESC, abi.VIRTIO_RING_F_EVENT_IDX,
     net.VIRTIO_NET_F_MAC, net.VIRTIO_NET_F_STATUS, net.VIRTIO_NET_F_MTU, net.VIRTIO_NET_F_MRG_RXBUF,
 )
+
+PACKED = abi.features(abi.VIRTIO_F_RING_PACKED)
+IN_ORDER = abi.features(abi.VIRTIO_F_IN_ORDER)
+# What the driver's tests run over.
+RINGS = {"split": 0, "packed": PACKED, "split-in-order": IN_ORDER, "packed-in-order": PACKED | IN_ORDER}
 
 
 class HandRing:
@@ -103,10 +109,13 @@ class HandRing:
 
     # -- acting
 
-    def put_used(self, head: int, written: int, *, show: bool = True) -> None:
-        """Write one used element; `show` moves used.idx, as an honest device does at the end of a batch."""
+    def put_used(self, head: int, written: int, *, show: bool = True, batch: Sequence[int] = ()) -> None:
+        """Write one used element, which with `batch` stands for those buffers before it as well (2.7.9).
+
+        `show` moves used.idx, as an honest device does at the end of a batch.
+        """
         self._put("II", self.used + 4 + 8 * (self.next_used % self.size), head, written)
-        self.next_used = (self.next_used + 1) & 0xFFFF
+        self.next_used = (self.next_used + 1 + len(batch)) & 0xFFFF
         if show:
             self.show_used()
 
@@ -118,6 +127,26 @@ class HandRing:
 
     def set_avail_event(self, idx: int) -> None:
         self._put("H", self.used + 4 + 8 * self.size, idx & 0xFFFF)
+
+    def interrupts(self, event_idx: int, within: int = 1) -> bool:
+        """Whether the driver asks for one with one of the next `within` used buffers; `event_idx` was negotiated."""
+        if event_idx:
+            return (self.used_event - self.used_idx) & 0xFFFF < within
+        return self.avail_flags == 0
+
+    @property
+    def used_length(self) -> int:
+        """Bytes of the device's own area."""
+        return 6 + 8 * self.size
+
+    def lie_ahead(self) -> str:
+        """Say that more is used than ever was available; what the driver calls that."""
+        self.show_used(300)
+        return "used.idx is 300 ahead"
+
+    def scribble(self) -> None:
+        """Write over all descriptors."""
+        self.memory.span(self.desc, 16 * self.size)[:] = b"\xff" * 16 * self.size
 
     def want_kicks(self) -> None:
         """Ask for a notification of the very next buffer, by both mechanisms."""
@@ -152,7 +181,7 @@ class ScriptedDevice:
         self.status = 0
         self.driver_features = 0
         self.selected = {"device": 0, "driver": 0, "queue": 0}
-        self.queues: dict[int, HandRing] = {}
+        self.queues: dict[int, HandRing | HandPackedRing] = {}
         self._setup: dict[int, dict[int, int]] = {}
         self.notified: list[int] = []
         self.interrupt_status = 0
@@ -174,11 +203,11 @@ class ScriptedDevice:
         return [value for op, register, value in self.log if op == "write" and register == reg.VIRTIO_MMIO_STATUS]
 
     @property
-    def rx(self) -> HandRing:
+    def rx(self) -> HandRing | HandPackedRing:
         return self.queues[RX]
 
     @property
-    def tx(self) -> HandRing:
+    def tx(self) -> HandRing | HandPackedRing:
         return self.queues[TX]
 
     # -- registers
@@ -239,7 +268,9 @@ class ScriptedDevice:
                 )
             )
             assert (desc % 16, avail % 2, used % 4) == (0, 0, 0), "areas have alignments (2.7)"
-            self.queues[queue] = HandRing(self.memory, made[reg.VIRTIO_MMIO_QUEUE_NUM], desc, avail, used)
+            packed = self.driver_features >> abi.VIRTIO_F_RING_PACKED & 1
+            kind = HandPackedRing if packed else HandRing
+            self.queues[queue] = kind(self.memory, made[reg.VIRTIO_MMIO_QUEUE_NUM], desc, avail, used)
         elif offset == reg.VIRTIO_MMIO_QUEUE_NOTIFY:
             assert self.status & abi.VIRTIO_CONFIG_S_DRIVER_OK, "a notification before DRIVER_OK (3.1.1)"
             self.notified.append(value)
@@ -322,7 +353,9 @@ class ScriptedDevice:
 class ScriptedMachine:
     """RAM, a bus, one interrupt line a device, a clock that the test moves; and a guest's kernel services on top."""
 
-    def __init__(self, devices: int = 1, *, memory_size: int = 64 << 20, words: str | None = None) -> None:
+    def __init__(
+        self, devices: int = 1, *, memory_size: int = 64 << 20, words: str | None = None, offered: int = OFFERED
+    ) -> None:
         self.ram = GuestMemory(memory_size)
         self.clock = VirtualClock()
         self.bus = Bus()
@@ -331,6 +364,7 @@ class ScriptedMachine:
         self.devices: list[ScriptedDevice] = []
         for at in range(devices):
             device = ScriptedDevice(self.ram, lambda level, line=5 + at: self._set(line, level))
+            device.offered = offered
             self.bus.map(BASE + at * 0x1000, 0x1000, device)
             self.devices.append(device)
         announced = " ".join(f"virtio_mmio.device=4K@{BASE + at * 0x1000:#x}:{5 + at}" for at in range(devices))

@@ -10,10 +10,12 @@ import struct
 from collections.abc import Sequence
 
 from hw.abi import virtio_mmio as reg
+from hw.abi.virtio import VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED
 from hw.abi.virtio_ring import VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE
 from hw.machine import SLOT_BASE, SLOT_SIZE, Machine
 from hw.memory import GuestMemory
 from hw.virtio.split import SplitQueue
+from tests.scripted_packed import ScriptedPackedRing
 
 NEXT, WRITE, INDIRECT = VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_DESC_F_INDIRECT
 
@@ -29,6 +31,8 @@ class ScriptedRing:
         self.end = -(-(self.device + 6 + 8 * size) // 4096) * 4096
         self.idx = start
         self.seen = start
+        self.in_order = False
+        self.order: list[int] = []  # heads that were offered and not seen used
         memory.span(base, self.end - base)[:] = bytes(self.end - base)
         self.put16(self.driver + 2, start)
         self.put16(self.device + 2, start)
@@ -51,6 +55,7 @@ class ScriptedRing:
 
     def offer(self, *heads: int) -> None:
         """Put heads into the available ring and publish them with one index store."""
+        self.order += heads
         for head in heads:
             self.put16(self.driver + 4 + 2 * (self.idx % self.size), head)
             self.idx = (self.idx + 1) & 0xFFFF
@@ -65,9 +70,19 @@ class ScriptedRing:
         out = []
         while self.seen != self.used_idx:
             at = self.device + 4 + 8 * (self.seen % self.size)
-            out.append(tuple(struct.unpack("<II", self.memory.span(at, 8))))
-            self.seen = (self.seen + 1) & 0xFFFF
+            ident, length = struct.unpack("<II", self.memory.span(at, 8))
+            batch = self.order.index(ident) if self.in_order else 0
+            out += [(head, 0) for head in self.order[:batch]]  # whose last one stands for all
+            out.append((ident, length))
+            del self.order[: batch + 1]
+            self.seen = (self.seen + batch + 1) & 0xFFFF
         return out
+
+    def wants_kick(self, event_idx: int) -> bool:
+        """Whether the device wants to be told of the next buffer."""
+        if event_idx:
+            return self.get16(self.device + 4 + 8 * self.size) == self.idx
+        return self.get16(self.device) == 0
 
     def queue(self, features: int = 0, start: int = 0) -> SplitQueue:
         """The device half over this memory."""
@@ -81,7 +96,8 @@ class ScriptedDriver:
 
     def __init__(self, machine: Machine, slot: int = 0) -> None:
         self.machine, self.base = machine, SLOT_BASE + slot * SLOT_SIZE
-        self.rings: dict[int, ScriptedRing] = {}
+        self.rings: dict[int, ScriptedRing | ScriptedPackedRing] = {}
+        self.features = 0
         self.interrupts = 0
         if machine.cpu is None:
             machine.power_on(self)
@@ -126,11 +142,14 @@ class ScriptedDriver:
             self.write(reg.VIRTIO_MMIO_DRIVER_FEATURES_SEL, word)
             self.write(reg.VIRTIO_MMIO_DRIVER_FEATURES, features >> 32 * word & 0xFFFFFFFF)
         self.status = 11
+        self.features = features
         return bool(self.status & 8)
 
-    def set_up(self, index: int, base: int, size: int) -> ScriptedRing:
-        """Make queue `index` ready at `base`."""
-        ring = self.rings[index] = ScriptedRing(self.machine.memory, base, size)
+    def set_up(self, index: int, base: int, size: int) -> ScriptedRing | ScriptedPackedRing:
+        """Make queue `index` ready at `base`, in the format that was accepted."""
+        kind = ScriptedPackedRing if self.features >> VIRTIO_F_RING_PACKED & 1 else ScriptedRing
+        ring = self.rings[index] = kind(self.machine.memory, base, size)
+        ring.in_order = bool(self.features >> VIRTIO_F_IN_ORDER & 1)
         self.configure(index, size, ring.desc, ring.driver, ring.device)
         return ring
 
@@ -148,7 +167,7 @@ class ScriptedDriver:
         self.write(reg.VIRTIO_MMIO_QUEUE_READY, 1)
         return bool(self.read(reg.VIRTIO_MMIO_QUEUE_READY))
 
-    def start(self, features: int, size: int = 8) -> tuple[ScriptedRing, ScriptedRing]:
+    def start(self, features: int, size: int = 8) -> tuple[ScriptedRing | ScriptedPackedRing, ...]:
         """Negotiate, make both queues ready with `size` entries each, set DRIVER_OK; the rings."""
         if not self.accept(features):
             raise AssertionError(f"FEATURES_OK refused: {self.machine.nics[0].refusal}")

@@ -39,9 +39,9 @@ def until(ready: Callable[[], object], seconds: float = 15) -> bool:
     return bool(ready())
 
 
-def make_tap(host: Namespace, name: str, *addresses: str) -> None:
-    """A TAP that stays, up, with IPv6 and these addresses (with prefix lengths), which nobody checks."""
-    host.run("ip", "tuntap", "add", "dev", name, "mode", "tap")
+def make_tap(host: Namespace, name: str, *addresses: str, mode: str = "tap") -> None:
+    """A TAP (or TUN) that stays, up, with IPv6 and these addresses (with prefix lengths), which nobody checks."""
+    host.run("ip", "tuntap", "add", "dev", name, "mode", mode)
     host.need("sysctl", "-qw", f"net.ipv6.conf.{name}.disable_ipv6=0")
     host.run("sysctl", "-qw", f"net.ipv6.conf.{name}.accept_dad=0", f"net.ipv6.conf.{name}.accept_ra=0")
     for address in addresses:

@@ -18,15 +18,27 @@ from types import ModuleType
 import pytest
 
 import hw.abi
-from hw.abi import virtio_mmio, virtio_net, virtio_ring, xen_event, xen_grant, xen_netif, xen_ring, xen_store
+from hw.abi import (
+    virtio_mmio,
+    virtio_net,
+    virtio_net_ctrl,
+    virtio_ring,
+    xen_event,
+    xen_grant,
+    xen_netif,
+    xen_ring,
+    xen_store,
+)  # fmt: skip
 from hw.abi.layout import Layout
 from tests.requirements import require_header, require_program
 
 HEADERS = {
     "hw.abi.virtio": ["linux/virtio_config.h", "linux/virtio_ids.h", "linux/virtio_ring.h"],
     "hw.abi.virtio_ring": ["linux/virtio_ring.h"],
+    "hw.abi.virtio_packed": ["linux/virtio_ring.h"],
     "hw.abi.virtio_mmio": ["linux/virtio_mmio.h"],
     "hw.abi.virtio_net": ["linux/virtio_net.h"],
+    "hw.abi.virtio_net_ctrl": ["linux/virtio_net.h"],
     "hw.abi.if_tun": ["linux/if_tun.h"],
     "hw.abi.xen": ["xen/xen.h"],
     "hw.abi.xen_ring": ["xen/xen.h", "xen/io/netif.h"],
@@ -65,6 +77,13 @@ NOT_IN_EVERY_HEADER: dict[str, dict[str, tuple[int | None, str]]] = {
         "RING_IDX": (None, "ours: compared below with offsetof"),
         "RING_ENTRIES": (None, "ours: compared below with offsetof"),
     },
+    "hw.abi.virtio_packed": {
+        "PACKED_DESC_ALIGN_SIZE": (16, "virtio 1.4 §2.8.10.1"),
+        "PACKED_EVENT_ALIGN_SIZE": (4, "virtio 1.4 §2.8.10.1"),
+        "PACKED_QUEUE_SIZE_MAX": (32768, "virtio 1.4 §2.8"),
+        "PACKED_DESC_SIZE": (None, "ours: the size of a layout"),
+        "PACKED_EVENT_SIZE": (None, "ours: the size of a layout"),
+    },
     "hw.abi.virtio_mmio": {
         "VIRTIO_MMIO_QUEUE_RESET": (0x0C0, "virtio 1.4 §4.2.2, QueueReset"),
         "MAGIC": (0x74726976, "virtio 1.4 §4.2.2, MagicValue"),
@@ -91,6 +110,30 @@ NOT_IN_EVERY_HEADER: dict[str, dict[str, tuple[int | None, str]]] = {
         "RECEIVEQ1": (0, "virtio 1.4 §5.1.2"),
         "TRANSMITQ1": (1, "virtio 1.4 §5.1.2"),
         "NUM_BUFFERS_OFFSET": (None, "ours: compared below with offsetof"),
+        "HASH_OFFSET": (12, "virtio 1.4 §5.1.9, struct virtio_net_hdr"),
+        "TUNNEL_TYPES_OFFSET": (24, "virtio 1.4 §5.1.4, struct virtio_net_config"),
+        "DUPLEX_HALF": (0, "virtio 1.4 §5.1.4"),
+        "DUPLEX_FULL": (1, "virtio 1.4 §5.1.4"),
+        "DUPLEX_UNKNOWN": (0xFF, "virtio 1.4 §5.1.4"),
+        "SPEED_MAX": (0x7FFFFFFF, "virtio 1.4 §5.1.4"),
+        "SPEED_UNKNOWN": (0xFFFFFFFF, "virtio 1.4 §5.1.4"),
+    },
+    "hw.abi.virtio_net_ctrl": {
+        "VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET": (2, "virtio 1.4 §5.1.9.5.10"),
+        "VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET": (3, "virtio 1.4 §5.1.9.5.10"),
+        "VIRTIO_NET_CTRL_HASH_TUNNEL": (7, "virtio 1.4 §5.1.9.4.4"),
+        "VIRTIO_NET_CTRL_HASH_TUNNEL_SET": (0, "virtio 1.4 §5.1.9.4.4"),
+        "VIRTIO_NET_CTRL_STATS": (8, "virtio 1.4 §5.1.9.5.11"),
+        "VIRTIO_NET_CTRL_STATS_QUERY": (0, "virtio 1.4 §5.1.9.5.11"),
+        "VIRTIO_NET_CTRL_STATS_GET": (1, "virtio 1.4 §5.1.9.5.11"),
+        **{
+            f"VIRTIO_NET_STATS_TYPE_REPLY_{way}_{kind}": (base + at, "virtio 1.4 §5.1.9.5.11")
+            for way, base in (("RX", 0), ("TX", 16))
+            for at, kind in enumerate(("BASIC", "CSUM", "GSO", "SPEED"))
+        },
+        "VIRTIO_NET_STATS_TYPE_REPLY_CVQ": (32, "virtio 1.4 §5.1.9.5.11"),
+        "RSS_KEY_SIZE_MIN": (40, "virtio 1.4 §5.1.4.1"),
+        "RSS_TABLE_LENGTH_MIN": (128, "virtio 1.4 §5.1.4.1"),
     },
     "hw.abi.if_tun": {
         "TUN_F_USO4": (0x20, "Linux 6.2, linux/if_tun.h"),
@@ -139,6 +182,13 @@ NOT_IN_EVERY_HEADER: dict[str, dict[str, tuple[int | None, str]]] = {
     "hw.abi.xen_bus": {},
 }
 
+# Structures that some header in use does not have, each with its size and section. A header that knows one compares it.
+LAYOUTS_NOT_IN_EVERY_HEADER = {
+    "virtio_net_ctrl_coal": (8, "virtio 1.4 §5.1.9.5.10"),
+    "virtio_net_ctrl_coal_vq": (12, "virtio 1.4 §5.1.9.5.10"),
+    "virtio_net_stats_capabilities": (8, "virtio 1.4 §5.1.9.5.11"),
+    "virtio_net_stats_reply_hdr": (8, "virtio 1.4 §5.1.9.5.11"),
+}
 
 QUEUE_SIZES = [1 << power for power in range(16)]
 ALIGNMENTS = [virtio_ring.VRING_USED_ALIGN_SIZE, 64, 4096]
@@ -240,7 +290,17 @@ def test_constants_are_those_of_the_headers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name, module in sheets().items() if layouts_of(module)))
 def test_layouts_are_those_of_the_headers(name: str, tmp_path: Path) -> None:
-    layouts = layouts_of(sheets()[name])
+    known = ""
+    for header in HEADERS[name]:
+        require_header(header)
+        known += Path("/usr/include", header).read_text()
+    layouts = []
+    for layout in layouts_of(sheets()[name]):
+        if layout.name in LAYOUTS_NOT_IN_EVERY_HEADER and f"struct {layout.name} {{" not in known:
+            size, section = LAYOUTS_NOT_IN_EVERY_HEADER[layout.name]
+            assert layout.size == size, section
+        else:
+            layouts.append(layout)
 
     assert layouts_here(layouts) == layouts_in_c(tmp_path, HEADERS[name], layouts)
 
@@ -336,6 +396,30 @@ def test_packet_header_of_the_data_path_is_the_layout(tmp_path: Path) -> None:
 )
 def test_header_grows_with_its_features(bits: list[int], length: int) -> None:
     assert virtio_net.header_length(sum(1 << bit for bit in bits)) == length
+
+
+def test_heads_of_the_hash_configurations_are_those_of_their_structs(tmp_path: Path) -> None:
+    places = [
+        "offsetof(struct virtio_net_rss_config, indirection_table)",
+        "offsetof(struct virtio_net_rss_config, hash_key_data) - offsetof(struct virtio_net_rss_config, max_tx_vq)",
+        "offsetof(struct virtio_net_hash_config, hash_key_data)",
+    ]
+    theirs = run_c(tmp_path, ["linux/virtio_net.h"], [f'printf("%zu\\n", {place});' for place in places])
+
+    ours = [virtio_net_ctrl.RSS_HEAD, virtio_net_ctrl.RSS_TAIL, virtio_net_ctrl.HASH_HEAD]
+    assert [[str(each.size)] for each in ours] == theirs
+
+
+def test_a_hash_report_is_one_more_than_the_bit_of_its_type() -> None:
+    """virtio 1.4 §5.1.9.4.5"""
+    for bit, name in enumerate(("IPv4", "TCPv4", "UDPv4", "IPv6", "TCPv6", "UDPv6")):
+        assert getattr(virtio_net_ctrl, f"VIRTIO_NET_RSS_HASH_TYPE_{name}") == 1 << bit
+        assert getattr(virtio_net_ctrl, f"VIRTIO_NET_HASH_REPORT_{name}") == bit + 1
+
+
+def test_there_are_26_rules_of_dependence() -> None:
+    """virtio 1.4 §5.1.3.1"""
+    assert len(virtio_net.FEATURE_REQUIRES) == 26
 
 
 def test_register_names_are_one_for_one() -> None:

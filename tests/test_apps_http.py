@@ -5,6 +5,7 @@ Each request that the test writes by itself is what stands on the wire, byte for
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -466,6 +467,18 @@ def test_httpd_lists_a_folder_of_the_host_and_serves_what_is_in_it(pair: Pair, s
     assert pair.run("wget -O - bob/sub%20dir/in%26side.txt") == (0, ["inside"])
     (site / "index.html").write_text("<h1>home</h1>")
     assert pair.run("wget -O - bob") == (0, ["<h1>home</h1>"])
+
+
+def test_httpd_lists_and_serves_names_that_are_no_utf8(pair: Pair, site: Path) -> None:
+    """Names of files are bytes: one that cannot be read must not cost the others."""
+    odd = os.fsencode(site) + b"/odd \xff"
+    os.mkdir(odd)
+    Path(os.fsdecode(odd + b"/\xfe.txt")).write_text("odd")
+    serve(pair)
+    assert b'<a href="./odd%20%FF/">' in ask(pair, b"GET / HTTP/1.0\r\n\r\n")
+    assert b"Location: /odd%20%FF/\r\n" in ask(pair, b"GET /odd%20%FF HTTP/1.0\r\n\r\n")
+    assert b'<a href="./%FE.txt">' in ask(pair, b"GET /odd%20%FF/ HTTP/1.0\r\n\r\n")
+    assert ask(pair, b"GET /odd%20%FF/%FE.txt HTTP/1.0\r\n\r\n").endswith(b"\r\n\r\nodd")
 
 
 @pytest.mark.parametrize(

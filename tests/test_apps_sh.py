@@ -209,6 +209,19 @@ def test_what_is_typed_meanwhile_goes_to_nc(board: Board, guest: Guest) -> None:
     assert guest.halted is True
 
 
+def test_nc_takes_no_lines_before_there_is_a_connection_nor_after_its_last_word(board: Board, guest: Guest) -> None:
+    """Whoever types would stop a virtual clock, and with it what nc waits for."""
+    typist = Typist(guest, "nc -l 99", "status 0 next", "nc -u -N -w 1 -m hi 127.0.0.1 7", "exit")
+    guest.spawn("sh")
+    board.run(1)
+    assert None not in typist.prompts, "a line was asked for that nobody could be sent"
+    guest.spawn("nc", "-N", "-m", "over", "127.0.0.1", "99")
+    board.run(5)
+    assert guest.log.output[:2] == ["over", "0 next"]
+    assert typist.prompts.count(None) == 1, "nc -N asks for lines"
+    assert guest.halted is True
+
+
 def test_piped_lines_go_to_the_shell_alone(board: Board, guest: Guest) -> None:
     """A program that takes lines does not eat those that are meant for the shell."""
     typist = Typist(guest, "nc -l 99 &", "nc -w 1 -m hi 127.0.0.1 99", "status 0 after", None, typed=False)

@@ -204,6 +204,7 @@ EXPECTED = {
     "lossy-hub": ["50 packets transmitted", "rx_lost"],
     "udp-echo": ["3 sent, 3 echoed", "3 datagrams served"],
     "tcp-echo": ["3 sent, 3 echoed", "echo: 19 bytes received", "nc: 8 bytes sent, 6 received", "welcome"],
+    "desk": ["address 10.0.0.1", "address 10.0.0.2", "hubs"],
     "device-config": ["52:54:00:12:34:56", "address 192.168.1.7", "gateway 192.168.1.1", "eth0 is up"],
 }
 

@@ -11,12 +11,12 @@ from guest.services import SPURIOUS_LIMIT
 from hw.machine import Machine, Option
 from hw.wire.hub import Hub
 from tests.fakes import frame
-from tests.guest_board import STATIC, Board
+from tests.guest_board import RINGS, STATIC, Board
 
 
-@pytest.fixture
-def board() -> Iterator[Board]:
-    made = Board()
+@pytest.fixture(params=RINGS)
+def board(request: pytest.FixtureRequest) -> Iterator[Board]:
+    made = Board(request.param)
     yield made
     made.close()
 

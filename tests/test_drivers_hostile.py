@@ -19,15 +19,15 @@ from hw.abi import virtio as abi
 from hw.abi import virtio_mmio as reg
 from hw.abi import virtio_net as net
 from hw.memory import AccessHook
-from tests.scripted_device import BASE, MAC, RX, TX, ScriptedMachine, frame_of, packet_of
+from tests.scripted_device import BASE, MAC, OFFERED, RINGS, RX, TX, ScriptedMachine, frame_of, packet_of
 
 SECOND = 1_000_000
 MRG = abi.features(net.VIRTIO_NET_F_MRG_RXBUF)
 
 
-@pytest.fixture
-def machine() -> ScriptedMachine:
-    return ScriptedMachine()
+@pytest.fixture(params=RINGS)
+def machine(request: pytest.FixtureRequest) -> ScriptedMachine:
+    return ScriptedMachine(offered=OFFERED | RINGS[request.param])
 
 
 def works(machine: ScriptedMachine, driver: VirtioNetDriver, inbox: deque[PacketBuffer]) -> bool:
@@ -134,9 +134,9 @@ def test_h32_stale_bytes_behind_used_len_are_out_of_reach(machine: ScriptedMachi
 def test_h33_used_idx_ahead_of_what_is_in_flight(machine: ScriptedMachine, queue: int) -> None:
     driver, inbox = machine.driver()
     driver.transmit([packet_of(60)])
-    machine.device.queues[queue].show_used(300)
+    what = machine.device.queues[queue].lie_ahead()
     found_by_poll(machine)
-    expect_reset(machine, driver, inbox, f"queue {queue}: used.idx is 300 ahead")
+    expect_reset(machine, driver, inbox, f"queue {queue}: {what}")
 
 
 # -- H34: merged buffers -----------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_h35_a_device_that_rewrites_the_descriptor_tables(machine: ScriptedMachi
         assert [len(frame) for frame in machine.device.transmitted()] == [60, 9014]
         taken = [(head, rx.elements(head)) for head in (rx.take() for _ in range(256))]
         for ring in (rx, tx):
-            machine.ram.span(ring.desc, 16 * ring.size)[:] = b"\xff" * 16 * ring.size
+            ring.scribble()
         for number, (head, [(addr, _, _)]) in enumerate(taken):
             frame = net.NET_HEADER.pack(0, 0, 0, 0, 0, 0, 1) + frame_of(300, number)
             machine.ram.span(addr, len(frame))[:] = frame
@@ -568,7 +568,7 @@ def test_h39_a_device_that_does_not_reset_keeps_its_memory(machine: ScriptedMach
     assert "given up" in machine.messages[-1]
     driver.close()
     assert machine.dma.mapped_bytes > 0, "it may still write there"
-    assert machine.dma.allows(machine.device.rx.used, 6 + 8 * 256, "from-device")
+    assert machine.dma.allows(machine.device.rx.used, machine.device.rx.used_length, "from-device")
 
 
 def test_h39_a_device_that_vanishes_while_it_comes_up(machine: ScriptedMachine) -> None:

@@ -13,10 +13,10 @@ from guest.kernel import Guest
 from guest.net.pbuf import PacketBuffer
 from hw.wire.hub import Hub
 from tests.fakes import frame
-from tests.guest_board import CARDS, STATIC, Board, posted
+from tests.guest_board import CARDS, RINGS, STATIC, Board, posted
 
 
-@pytest.fixture(params=[*CARDS, "xen-queues"])
+@pytest.fixture(params=dict.fromkeys([*CARDS, *RINGS, "xen-queues"]))
 def board(request: pytest.FixtureRequest) -> Iterator[Board]:
     made = Board(request.param)
     yield made

@@ -222,7 +222,7 @@ def test_a_skip_fails_where_all_must_run(
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers],
         cwd=tmp_path,
-        env=inherited | required,
+        env=inherited | required | {"PYTHONPATH": str(ROOT)},  # for tests/track.py
         capture_output=True,
         text=True,
         check=False,

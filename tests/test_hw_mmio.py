@@ -6,11 +6,20 @@ import pytest
 
 from hw.abi import virtio_mmio as reg
 from hw.abi import virtio_net as net
-from hw.abi.virtio import VIRTIO_F_VERSION_1, features
+from hw.abi.virtio import (
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1,
+    features,
+)
 from hw.clock import VirtualClock
 from hw.loop import Loop
 from hw.machine import Machine
 from hw.virtio.mmio import VirtioMmio
+from hw.virtio.packed import PackedQueue
+from hw.virtio.split import SplitQueue
 from hw.wire.link import Frame, Link, keep
 from tests.scripted_driver import ScriptedDriver, ScriptedRing
 
@@ -408,3 +417,104 @@ def test_areas_of_a_ring_for_every_size_are_disjoint() -> None:
         assert driver.accept(V1)
         ring = ScriptedRing(machine.memory, 0x10000, 1 << power)
         assert driver.configure(0, 1 << power, ring.desc, ring.driver, ring.device) is True
+
+
+# -- packed queues, notification data, queue reset -------------------------------------------------------------------
+
+PACKED = features(VIRTIO_F_RING_PACKED)
+NOTIFICATION_DATA = features(VIRTIO_F_NOTIFICATION_DATA)
+RING_RESET = features(VIRTIO_F_RING_RESET)
+
+
+@pytest.fixture
+def rich(machine: Machine, nic: VirtioMmio) -> ScriptedDriver:
+    """A driver whose device offers all ring features."""
+    nic.device.features |= PACKED | NOTIFICATION_DATA | RING_RESET
+    return ScriptedDriver(machine)
+
+
+def test_a_packed_queue_is_made_when_that_was_negotiated(rich: ScriptedDriver, nic: VirtioMmio) -> None:
+    rich.start(V1 | PACKED)
+    assert isinstance(nic.device.queues[0], PackedQueue)
+    rich.start(V1)
+    assert isinstance(nic.device.queues[0], SplitQueue)
+
+
+@pytest.mark.parametrize(
+    ("size", "driver_area", "ready"),
+    [(0, 0x2000, False), (100, 0x2000, True), (8, 0x2002, False), (257, 0x2000, False)],
+)
+def test_h23_a_packed_queue_that_cannot_be_never_becomes_ready(
+    rich: ScriptedDriver, size: int, driver_area: int, ready: bool
+) -> None:
+    """§2.8.10.1: any size up to the maximum, and event structures on multiples of four."""
+    assert rich.accept(V1 | PACKED)
+    assert rich.configure(0, size, 0x4000, driver_area, 0x3000) is ready
+
+
+@pytest.mark.parametrize("mask", [0, PACKED])
+def test_a_doorbell_may_say_how_far_the_ring_reaches(rich: ScriptedDriver, nic: VirtioMmio, mask: int) -> None:
+    """§2.9, §4.2.3.3: the queue in the low half, the place and its wrap counter in the high half."""
+    _, tx = rich.start(V1 | NOTIFICATION_DATA | mask)
+    tx.chain(0, [(0x8000, 72, 0)])
+    tx.offer(0)
+    rich.kick(0x8001_0001)
+    assert tx.used() == [(0, 0)]
+    assert nic.queue_registers[1].announced == 0x8001
+
+
+def test_h22_a_doorbell_with_data_that_nobody_negotiated_is_ignored(rich: ScriptedDriver, nic: VirtioMmio) -> None:
+    rich.start(V1)
+    rich.kick(0x8001_0001)
+    assert nic.counters["kick_ignored"] == 1
+
+
+@pytest.mark.parametrize("mask", [0, PACKED])
+def test_h25_a_queue_is_reset_by_itself_and_made_anew(
+    rich: ScriptedDriver, nic: VirtioMmio, machine: Machine, mask: int
+) -> None:
+    """§2.6.1: after the reset nothing of the queue is touched, its registers are as new, and it starts from zero."""
+    rx, tx = rich.start(V1 | RING_RESET | mask)
+    for head in range(4):
+        rx.chain(head, [(0x8000 + 2048 * head, 2048, 2)])
+    rx.offer(0, 1)
+    nic.device.receive([(None, [bytes(64)])])  # type: ignore[attr-defined]
+    assert rx.used() == [(0, 76)]
+    rich.write(reg.VIRTIO_MMIO_QUEUE_SEL, 0)
+    rich.write(reg.VIRTIO_MMIO_QUEUE_RESET, 1)
+    assert rich.read(reg.VIRTIO_MMIO_QUEUE_RESET) == 0
+    assert rich.read(reg.VIRTIO_MMIO_QUEUE_READY) == 0
+    before = bytes(machine.memory.span(0, machine.memory.size))
+    nic.device.receive([(None, [b"\xff" * 64])])  # type: ignore[attr-defined]
+    rich.kick(0)
+    assert bytes(machine.memory.span(0, machine.memory.size)) == before
+    assert not rich.configure(0, 0, 0, 0, 0), "nothing of the old registers is left"
+
+    again = rich.set_up(0, 0x20000, 4)
+    again.chain(3, [(0x8000, 2048, 2)])
+    again.offer(3)
+    nic.device.receive([(None, [bytes(60)])])  # type: ignore[attr-defined]
+    assert again.used() == [(3, 72)]
+    tx.chain(0, [(0x8000, 72, 0)])
+    tx.offer(0)
+    rich.kick(1)
+    assert tx.used() == [(0, 0)], "the other queue never noticed"
+    assert nic.counters["queue_resets"] == 1
+
+
+def test_without_ring_reset_there_is_no_such_register(rich: ScriptedDriver, nic: VirtioMmio) -> None:
+    rich.start(V1)
+    rich.write(reg.VIRTIO_MMIO_QUEUE_SEL, 0)
+    rich.write(reg.VIRTIO_MMIO_QUEUE_RESET, 1)
+    assert rich.read(reg.VIRTIO_MMIO_QUEUE_READY) == 1
+    assert (nic.counters["bad_register_write"], nic.counters["queue_resets"]) == (1, 0)
+
+
+def test_card_options_offer_the_ring_features() -> None:
+    machine = Machine(Loop(VirtualClock()), memory_size=1 << 20)
+    usual = machine.add_virtio_net(Catcher()).device.features
+    whole = machine.add_virtio_net(
+        Catcher(), options={"packed": "on", "in_order": True, "notification_data": "on", "queue_reset": "off"}
+    ).device.features
+    assert usual & RING_RESET
+    assert whole ^ usual == PACKED | NOTIFICATION_DATA | RING_RESET | features(VIRTIO_F_IN_ORDER)

@@ -1,7 +1,7 @@
-"""Random work on the driver half of the split ring against a naive model: a list of what the device holds.
+"""Random work on the driver half of either ring against a naive model: a list of what the device holds.
 
-Hypothesis chooses chain shapes, batch sizes, the order in which the device returns chains and what it suppresses; the
-rings start just below the wrap of their indices.
+Hypothesis chooses the format, chain shapes, batch sizes, the order in which the device returns chains (in order and in
+batches with IN_ORDER) and what it suppresses; split rings start just below the wrap of their indices.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from guest.dma import DmaPool
+from guest.ring.packed import PackedRing
+from guest.ring.ring import Ring
 from guest.ring.split import SplitRing
 from hw.memory import GuestMemory
 from tests.scripted_device import HandRing
+from tests.scripted_packed import AT_DESC, DISABLE, ENABLE, HandPackedRing
 from tests.test_ring_driver import EVENT_IDX, INDIRECT, passed
+from tests.test_ring_halves import ALL, IN_ORDER, PACKED
 
 Shape = list[tuple[int, int]]
 shapes = st.lists(st.tuples(st.integers(0, 1 << 40), st.integers(1, 1 << 20)), max_size=4)
@@ -25,14 +29,23 @@ class RingAgainstModel(RuleBasedStateMachine):
 
     @initialize(
         size=st.sampled_from([1, 2, 4, 16]),
-        offered=st.sampled_from([0, EVENT_IDX, INDIRECT, EVENT_IDX | INDIRECT]),
+        offered=st.sampled_from(ALL),
         start=st.integers(0xFFF0, 0xFFFF),
     )
     def begin(self, size: int, offered: int, start: int) -> None:
         self.memory = GuestMemory(1 << 16)
         self.dma = DmaPool(self.memory.port("driver"), 4096, 1 << 16)
-        self.ring: SplitRing[int] = SplitRing(self.dma, 0, size, offered, indirect_entries=3, start_index=start)
-        self.device = HandRing(self.memory, size, *self.ring.addresses, start=start)
+        self.ring: Ring[int]
+        self.device: HandRing | HandPackedRing
+        if offered & PACKED:
+            self.ring = PackedRing(self.dma, 0, size, offered, indirect_entries=3)
+            self.device = HandPackedRing(self.memory, size, *self.ring.addresses)
+            start = 0
+        else:
+            self.ring = SplitRing(self.dma, 0, size, offered, indirect_entries=3, start_index=start)
+            self.device = HandRing(self.memory, size, *self.ring.addresses, start=start)
+        self.packed, self.in_order = bool(offered & PACKED), bool(offered & IN_ORDER)
+        self.made = start  # what notifications count: descriptors of a packed ring, entries of a split one
         self.size = size
         self.event_idx = bool(offered & EVENT_IDX)
         self.indirect = min(3, size) if offered & INDIRECT else 0
@@ -43,7 +56,7 @@ class RingAgainstModel(RuleBasedStateMachine):
         self.returned: list[tuple[int, int]] = []  # (token, written) on the used ring
         self.chains: dict[int, tuple[Shape, Shape]] = {}
         self.descriptors = 0
-        self.kick_from = start
+        self.kick_from = self.published = start
 
     def needs(self, token: int) -> int:
         count = sum(map(len, self.chains[token]))
@@ -60,6 +73,7 @@ class RingAgainstModel(RuleBasedStateMachine):
         assert self.ring.add(out, in_, token) is fits, "there is room exactly when descriptors are left"
         if fits:
             self.descriptors += self.needs(token)
+            self.made += self.needs(token) if self.packed else 1
             self.added.append(token)
 
     @rule(lengths=st.lists(st.integers(1, 4096), max_size=6), writable=st.booleans())
@@ -73,6 +87,7 @@ class RingAgainstModel(RuleBasedStateMachine):
         taken = self.ring.post(batch, writable)
         assert taken == min(len(batch), self.size - self.descriptors)
         self.descriptors += taken
+        self.made += taken
         self.added += [token for _, _, token in batch[:taken]]
 
     @rule()
@@ -80,16 +95,23 @@ class RingAgainstModel(RuleBasedStateMachine):
         assert self.ring.publish() is bool(self.added)
         self.shown += self.added
         self.added = []
+        self.published = self.made
+        size = self.size if self.packed else 0x8000
+        assert self.ring.position == self.made % size | (self.made // size + self.packed) % 2 << 15
 
     @rule(event=st.integers(0, 20), no_notify=st.booleans())
     def kick(self, event: int, no_notify: bool) -> None:
-        self.device.set_avail_event(self.kick_from + event)
-        self.device.set_used_flags(int(no_notify))
-        new = self.device.avail_idx
-        if self.event_idx:
-            expected = passed((self.kick_from + event) & 0xFFFF, new, self.kick_from)
+        old, new = self.kick_from, self.published
+        if isinstance(self.device, HandPackedRing):
+            flags = AT_DESC if self.event_idx else DISABLE if no_notify else ENABLE
+            self.device.ask_kick(flags, old + event % (2 * self.size))
+            expected = new - old > event % (2 * self.size) if self.event_idx else new != old and not no_notify
         else:
-            expected = new != self.kick_from and not no_notify
+            self.device.set_avail_event(old + event)
+            self.device.set_used_flags(int(no_notify))
+            expected = passed(old + event & 0xFFFF, new & 0xFFFF, old & 0xFFFF) if self.event_idx else (
+                new != old and not no_notify
+            )
         assert self.ring.kick_needed() is expected
         self.kick_from = new
 
@@ -106,10 +128,18 @@ class RingAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def device_returns(self, data: st.DataObject) -> None:
-        head, token = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        written = data.draw(st.integers(0, sum(length for _, length in self.chains[token][1])))
-        self.device.put_used(head, written)
+        which = data.draw(st.integers(0, len(self.held) - 1))
+        batch: list[tuple[int, int]] = []
+        if self.in_order:  # all up to that one, with one entry
+            batch, self.held, which = self.held[:which], self.held[which:], 0
+        head, token = self.held.pop(which)
+        written = data.draw(st.integers(0, self.writable(token)))
+        self.device.put_used(head, written, batch=[each for each, _ in batch])
+        self.returned += [(each, self.writable(each)) for _, each in batch]
         self.returned.append((token, written))
+
+    def writable(self, token: int) -> int:
+        return sum(length for _, length in self.chains[token][1])
 
     @rule(budget=st.integers(0, 5))
     def reap(self, budget: int) -> None:
@@ -117,10 +147,16 @@ class RingAgainstModel(RuleBasedStateMachine):
         assert self.ring.reap(budget) == expected
         for token, _ in expected:
             self.descriptors -= self.needs(token)
+        if self.in_order:  # a batch frees all of its descriptors when its first token is handed out
+            self.descriptors = self.size - self.ring.room
 
     @rule(after=st.integers(1, 4))
     def enable(self, after: int) -> None:
-        assert self.ring.enable_interrupts(after) is (len(self.returned) >= after)
+        already = self.ring.enable_interrupts(after)
+        if len(self.returned) >= after:
+            assert already is True
+        elif not self.returned:
+            assert already is False
 
     @rule()
     def disable(self) -> None:
@@ -132,7 +168,11 @@ class RingAgainstModel(RuleBasedStateMachine):
             return
         assert self.ring.broken is None, "an honest device is believed"
         assert self.ring.room == self.size - self.descriptors
-        assert self.ring.in_flight == len(self.shown) + len(self.held) + len(self.returned)
+        with_device = len(self.shown) + len(self.held)
+        if self.in_order:
+            assert with_device <= self.ring.in_flight <= with_device + len(self.returned)
+        else:
+            assert self.ring.in_flight == with_device + len(self.returned)
         assert self.device.waiting() == len(self.shown)
 
     def teardown(self) -> None:

@@ -131,6 +131,14 @@ def test_a_page_that_has_moved_is_found(desk: Desk) -> None:
         assert file.read() == ABOUT
 
 
+@pytest.mark.parametrize("words", ["nc -N example.com 81", "echoclient example.com 81", "wget http://example.com:81/"])
+def test_a_refusal_is_told_rather_than_that_another_address_has_no_way_to_it(desk: Desk, words: str) -> None:
+    """example.com has addresses of both families, and this guest has one."""
+    status, said = desk.says(*words.split())
+
+    assert (status, "example.com port 81: Connection refused" in said) == (1, True), said
+
+
 def test_one_connection_serves_several_pages(desk: Desk) -> None:
     request = "GET {} HTTP/1.1\r\nHost: example.com\r\n\r\n"
     last = "GET /nothing HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n"

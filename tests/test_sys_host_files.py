@@ -287,3 +287,21 @@ def test_adopting_is_refused_where_nothing_waits_for_the_host(pipe: tuple[int, i
         world.calls.adopt(pipe[0])
     assert len(world.calls.fds) == 0
     world.close()
+
+
+def test_d10_a_subscription_of_a_pipe_is_told_once_and_ends_with_its_descriptor(
+    home: Home, pipe: tuple[int, int]
+) -> None:
+    reader, writer = pipe
+    fd = home.calls.adopt(reader)
+    told: list[str] = []
+
+    assert home.calls.poll_subscribe(fd, POLLIN, lambda: told.append("read")) == 0
+    os.write(writer, b"x")
+    home.loop.run(until=lambda: bool(told), deadline=home.loop.clock.now() + 5_000_000)
+    assert told == ["read"]
+
+    home.calls.read(fd, 10)
+    home.calls.poll_subscribe(fd, POLLIN, lambda: told.append("again"))
+    home.calls.close(fd)
+    assert told == ["read"], "what is closed has no events, and nobody asks the host about it"

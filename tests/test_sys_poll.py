@@ -297,3 +297,52 @@ def test_a_door_may_ask_twice_and_nothing_is_lost_or_doubled(world: World) -> No
     assert [world.calls.recv(one, 9)] == [b"x"]
     assert world.calls.poll([(one, POLLIN)]) == [(one, POLLIN)]
     epoll.close()
+
+
+# -- without waiting -------------------------------------------------------------------------------------------------
+
+
+def test_d10_a_subscriber_is_told_once_when_something_comes(world: World) -> None:
+    (fd,) = bound(world, 1)
+    told: list[str] = []
+
+    assert world.calls.poll_subscribe(fd, POLLIN, lambda: told.append("read")) == 0, "there is nothing yet"
+    send(world, 1, b"one")
+    send(world, 1, b"two")
+
+    assert told == ["read"]
+    assert world.calls.recv(fd, 10) == b"one"
+
+
+def test_d10_who_subscribes_to_what_is_so_is_told_at_once_and_not_called(world: World) -> None:
+    (fd,) = bound(world, 1)
+    told: list[str] = []
+    send(world, 1)
+
+    assert world.calls.poll_subscribe(fd, POLLIN, lambda: told.append("read")) == POLLIN
+    assert world.calls.poll_subscribe(fd, POLLOUT, lambda: told.append("write")) == POLLOUT
+    send(world, 1)
+
+    assert told == []
+
+
+def test_d10_a_subscription_is_taken_back_replaced_or_gone_with_its_descriptor(world: World) -> None:
+    one, two = bound(world, 1, 2)
+    told: list[str] = []
+
+    def read() -> None:
+        told.append("read")
+
+    world.calls.poll_subscribe(one, POLLIN, read)
+    world.calls.poll_subscribe(one, POLLIN, read)
+    assert world.calls.poll_unsubscribe(one, POLLIN, read) == 0
+    send(world, 1)
+    assert told == [], "both were the same one, and it was taken back"
+    assert world.calls.poll_unsubscribe(one, POLLIN, read) == POLLIN, "and taking back tells what is so"
+
+    world.calls.poll_subscribe(two, POLLIN, read)
+    world.calls.close(two)
+    world.settle()
+    assert told == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        world.calls.poll_subscribe(two, POLLIN, read)

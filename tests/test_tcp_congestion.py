@@ -510,6 +510,7 @@ def test_e35_more_bytes_acked_never_open_cwnd_less(
     assert before <= one.cwnd <= other.cwnd
 
 
+@example("cubic", [("loss", 0), ("ack", 1), ("idle", 0)], [("ack", 1)], False)  # the idle time is not forgotten
 @given(st.sampled_from(["reno", "cubic"]), st.lists(EVENTS, max_size=20), st.lists(EVENTS, max_size=5), st.booleans())
 def test_e35_undo_makes_it_as_if_the_loss_had_not_been_found(
     kind: str, events: list[tuple[str, int]], meanwhile: list[tuple[str, int]], timeout: bool

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 import pytest
 
 import vring
-from guest.sys.constants import AF_INET, AF_INET6, SO_RCVBUF, SOCK_DGRAM, SOL_SOCKET
+from guest.sys.constants import AF_INET, AF_INET6, SO_RCVBUF, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET
 from hw.machine import Machine
 from vring.cli import main
 from vring.config import Board
@@ -63,15 +63,16 @@ class Watched:
 
 
 @contextmanager
-def watched() -> Iterator[Watched]:
+def watched(*, packed: bool = False) -> Iterator[Watched]:
+    text = PAIR.replace("nic = [{", "nic = [{ packed = true,") if packed else PAIR
     told: list[Passage] = []
-    with vring.boot(Board.parse(PAIR), trace=told.append) as session:
+    with vring.boot(Board.parse(text), trace=told.append) as session:
         yield Watched(session, told)
 
 
-@pytest.fixture
-def pair() -> Iterator[Watched]:
-    with watched() as made:
+@pytest.fixture(params=["split", "packed"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Watched]:
+    with watched(packed=request.param == "packed") as made:
         yield made
 
 
@@ -223,6 +224,22 @@ def test_what_the_stack_cannot_send_is_seen_where_it_stops(pair: Watched) -> Non
     assert [(one.stage, one.text) for one in pair.of("alice", "tx") if one.dropped] == [
         ("neighbour", "tx_dropped_unreachable")
     ]
+
+
+@pytest.mark.parametrize("target", ["10.0.0.2", "127.0.0.1"])
+def test_c4_a_segment_that_is_sent_is_on_its_way_out(pair: Watched, target: str) -> None:
+    """A TCP segment is seen at the stage tcp of either guest: there on its way out, here on its way in."""
+    server = pair.alice if target == "127.0.0.1" else pair.bob
+    listener = server.socket(AF_INET, SOCK_STREAM)
+    server.bind(listener, ("0.0.0.0", 7))
+    server.listen(listener, 1)
+    pair.told.clear()
+
+    pair.alice.connect(pair.alice.socket(AF_INET, SOCK_STREAM), (target, 7))
+    pair.session.run(seconds=0.1)
+
+    ways = [one.way for one in pair.told if one.stage == "tcp"]
+    assert ways == ["tx", "rx"] * 3, "SYN, its answer, and the acknowledgement, each sent and received"
 
 
 def test_the_loopback_has_its_own_stages(pair: Watched) -> None:

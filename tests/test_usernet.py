@@ -23,7 +23,19 @@ from guest.net.tcp.endpoint import TcpEndpoint
 from guest.net.tcp.state import State
 from hw.wire.link import WireError
 from tests.requirements import require
-from tests.user_world import GUEST6, HOST, HOST_OF, Peer, Pump, UserWorld, descriptors, has_ipv6, no_descriptor_is_left
+from tests.user_world import (
+    DNS,
+    DNS6,
+    GUEST6,
+    HOST,
+    HOST_OF,
+    Peer,
+    Pump,
+    UserWorld,
+    descriptors,
+    has_ipv6,
+    no_descriptor_is_left,
+)  # fmt: skip
 from vring.usernet.gateway import WINDOW
 from vring.usernet.streams import SCRATCH
 
@@ -78,6 +90,22 @@ def test_d13_a_guest_that_is_refused_hears_so_at_once(world: UserWorld, version:
 
     assert end.take_error() == errno.ECONNREFUSED
     assert (world.net.counters["tcp_refused"], len(world.net.streams)) == (1, 0)
+
+
+@pytest.mark.parametrize("address", [DNS, DNS6, "fe80::2"])
+def test_d13_a_port_of_the_gateways_own_where_nobody_listens_refuses(world: UserWorld, address: str) -> None:
+    """An address that stands for nothing of the host's is a host like any other."""
+    interface = world.eth.interface if address.startswith("fe80") else None
+    end = world.stack.tcp.open(6 if ":" in address else 4)
+    end.connect(parse_address(address), 80, interface=interface)
+    datagrams = world.stack.udp.open(end.family)
+    datagrams.connect(parse_address(address), 80, interface=interface)
+    datagrams.send([b"hello"])
+
+    world.need(lambda: end.state is State.CLOSED and datagrams.error, "the guest was not told")
+
+    assert (end.take_error(), datagrams.take_error()) == (errno.ECONNREFUSED, errno.ECONNREFUSED)
+    assert not world.net.counters, "something was looked for outside"
 
 
 def test_d13_the_guest_is_answered_only_when_the_host_is_connected(world: UserWorld) -> None:

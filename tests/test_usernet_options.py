@@ -8,7 +8,7 @@ import pytest
 
 import vring
 from guest.net.address import format_address
-from hw.clock import VirtualClock
+from hw.clock import RealClock, VirtualClock
 from hw.loop import Loop
 from hw.wire.link import WireError
 from vring.config import Board, ConfigError, WireSpec
@@ -74,6 +74,14 @@ def test_e55_bad_hostfwd_text_is_one_line_that_says_what_is_wrong(text: str, com
         ("dns=10.0.2.2", "host, dns and dhcpstart are three different addresses"),
         ("ipv4=off,ipv6=off", "ipv4 and ipv6 are both off"),
         ("dnsname=here.test", "write dnsname=NAME=ADDRESS"),
+        ("dnsname=here..test=10.0.2.2", "dnsname: 'here..test' is no name"),
+        (f"dnsname={'x' * 64}=10.0.2.2", "is no name"),
+        ("dnsname=here.test=there", "dnsname: 'there' is not an IP address"),
+        ("net=224.0.0.0/24", "net: hosts have no addresses in 224.0.0.0/24"),
+        ("net=127.0.0.0/8", "net: hosts have no addresses in 127.0.0.0/8"),
+        ("net=0.0.0.0", "net: hosts have no addresses in 0.0.0.0/24"),
+        ("ipv6-net=ff02::/64", "ipv6-net: hosts have no addresses in ff02::/64"),
+        ("ipv6-prefix=fe80::", "ipv6-prefix: hosts have no addresses in fe80::/64"),
         ("resolver=nowhere", "'nowhere' is not an IP address"),
         ("mtu=100", "mtu: 100 is below 1280"),
         ("loss=200%", "a share is at most 100%"),
@@ -93,6 +101,17 @@ def test_d13_addresses_follow_the_network_unless_they_are_given() -> None:
 
     shown = [format_address(each) for each in (made.gateway, made.server, made.first, made.gateway6, made.server6)]
     assert shown == ["192.168.7.2", "192.168.7.3", "192.168.7.50", "fd12::2", "fd12::53"]
+
+
+def test_d13_in_the_smallest_network_the_guest_has_the_last_address() -> None:
+    made = UserOptions.parse(["net=10.0.2.16/28", "hostfwd=tcp::0-:80"])
+    loop = Loop(RealClock())
+    net = UserNet(loop, made, rng=random.Random(0))
+
+    assert format_address(made.first) == "10.0.2.30", "10.0.2.31 is the broadcast address"
+    assert format_address(made.target(made.forwards[0])) == "10.0.2.30"
+    net.close()
+    loop.close()
 
 
 @pytest.mark.parametrize(

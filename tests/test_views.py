@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 from collections import Counter
 
 import pytest
 from rich.console import Console, RenderableType
 
+import vring
 from guest.dma import DmaPool
+from guest.ring.packed import PackedRing
 from guest.ring.split import SplitRing
 from hw.abi import virtio_mmio, virtio_ring
 from hw.abi.virtio import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, features
 from hw.memory import AccessHook, GuestMemory
+from hw.virtio.packed import PackedQueue
 from hw.virtio.split import SplitQueue
+from vring.config import Board
 from vring.view.counters import counter_table
 from vring.view.decode import Descriptor, RingAddresses, SplitRingState, UsedElem, decode_split_ring
+from vring.view.decode_packed import Event, PackedDescriptor, decode_packed_ring
 from vring.view.names import FieldNames
+from vring.view.packed import PackedSnapshot, Place
+from vring.view.queues import legends, queue_tables
 from vring.view.rings import Marks, QueueSnapshot, ring_tables
 from vring.view.snapshot import feature_names, status_names
 
@@ -271,3 +279,101 @@ def test_bits_have_names() -> None:
     ]  # fmt: skip
     assert status_names(15) == "ACKNOWLEDGE DRIVER FEATURES_OK DRIVER_OK"
     assert status_names(0) == "reset"
+
+
+# -- packed rings ----------------------------------------------------------------------------------------------------
+
+
+class PackedPair:
+    """Both halves of a packed queue of four entries, after half a round: one list used, one taken, one waiting."""
+
+    def __init__(self) -> None:
+        self.memory = GuestMemory(MIB, base=0x10000)
+        dma = DmaPool(self.memory.port("driver"), 0x10000, 0x10000 + MIB // 2)
+        self.ring: PackedRing[str] = PackedRing(dma, 0, 4, features(VIRTIO_RING_F_EVENT_IDX))
+        self.queue = PackedQueue(self.memory, 0, 4, *self.ring.addresses, features(VIRTIO_RING_F_EVENT_IDX))
+        self.ring.add([(0x90000, 12)], [(0x90100, 30)], "used")
+        self.ring.post([(0x90200, 7, "taken"), (0x90300, 8, "waits")], True)
+        self.ring.publish()
+        first, second = self.queue.pop(), self.queue.pop()
+        assert first is not None
+        assert second is not None
+        self.queue.push(first.head, 30)
+        self.queue.flush()
+        self.queue.enable_kicks()
+        self.ring.enable_interrupts()
+
+    def snapshot(self) -> PackedSnapshot:
+        raw = bytes(self.memory.span(self.memory.base, self.memory.size))
+        state = decode_packed_ring(raw, self.ring.addresses, 4, base=self.memory.base)
+        said = self.ring.snapshot()
+        return PackedSnapshot(
+            "alice", "eth0", "tx", state, Place(self.queue.next_avail, self.queue.avail_wrap),
+            Place(self.queue.next_used, self.queue.used_wrap),
+            Place(int(str(said["avail_idx"])), said["avail_wrap"] == 1),
+            Place(int(str(said["last_used"])), said["used_wrap"] == 1),
+        )  # fmt: skip
+
+
+def test_packed_fields_are_read_where_the_standard_puts_them() -> None:
+    """virtio 1.4 §2.8.13, §2.8.14"""
+    raw = bytes(16) + struct.pack("<QIHH", 0x1122, 33, 44, 0x8083) + struct.pack("<HHHH", 0x8005, 2, 7, 1)
+    state = decode_packed_ring(raw, (0, 32, 36), 2)
+    assert state.desc[1] == PackedDescriptor(0x1122, 33, 44, 0x8083)
+    assert state.desc[1].flag_names == "NEXT WRITE AVAIL USED"
+    assert (state.driver_event, state.device_event) == (Event(5, True, 2), Event(7, False, 1))
+    assert (str(state.driver_event), str(state.device_event)) == ("DESC 5/1", "DISABLE")
+
+
+def test_what_is_available_and_used_is_found_from_a_place_on() -> None:
+    snapshot = PackedPair().snapshot()
+    state = snapshot.ring
+    assert state.lists_from(*snapshot.seen) == [[3]]
+    assert [entry.len for entry in state.used_from(0, True, {state.desc[0].id: 2})] == [30]
+    assert snapshot.owned_by_device() == {2, 3}
+
+
+def test_nonsense_in_a_packed_ring_decodes_and_ends() -> None:
+    rng = random.Random(3)
+    for _ in range(200):
+        state = decode_packed_ring(rng.randbytes(16 * 8 + 8), (0, 128, 132), 8)
+        assert len(state.lists_from(rng.randrange(8), True)) <= 8
+        assert len(state.used_from(rng.randrange(8), False, {each.id: 3 for each in state.desc})) <= 8
+    with pytest.raises(ValueError, match="not all in the dump"):
+        decode_packed_ring(bytes(100), (0, 96, 100), 4)
+
+
+def test_the_table_of_a_packed_ring_says_who_owns_what_and_where_both_stand() -> None:
+    text = drawn(queue_tables(PackedPair().snapshot()))
+    lines = text.splitlines()
+    assert "alice eth0 tx  4 entries, packed, 2 with the device" in lines[0]
+    assert "driver event DESC 0/1  device event DESC 3/1" in lines[1]
+    rows = {line.split()[0]: line.rstrip() for line in lines if line[:1].isdigit()}
+    assert "AVAIL USED" in rows["0"]
+    assert "driver" in rows["0"]
+    assert rows["0"].endswith("← avail/0 reaped/1")
+    assert rows["2"].endswith("← used/1")
+    assert "device" in rows["3"]
+    assert rows["3"].endswith("← seen/1")
+    assert max(map(len, lines)) <= 100
+
+
+def test_every_byte_of_a_packed_ring_has_a_name() -> None:
+    names = FieldNames()
+    names.add_packed_ring((0x1000, 0x2000, 0x3000), 2, "tx ")
+    assert names.name(0x1010, 8) == "tx desc[1].addr"
+    assert names.name(0x1008, 8) == "tx desc[0].len+id+flags"
+    assert names.name(0x100E, 2) == "tx desc[0].flags"
+    assert (names.name(0x2000, 4), names.name(0x3002, 2)) == ("tx driver_event.off_wrap+flags", "tx device_event.flags")
+
+
+def test_a_machine_shows_its_packed_queues() -> None:
+    board = Board.parse('clock = "virtual"\n[[nic]]\npacked = true\nwire = "hub:lan"\n')
+    with vring.boot(board) as machine:
+        machine.run(seconds=1)
+        rx, tx = machine.rings()
+    assert isinstance(rx, PackedSnapshot)
+    assert (rx.title, tx.title) == ("guest eth0 rx", "guest eth0 tx")
+    assert len(rx.owned_by_device()) == 256
+    assert "256 with the device" in drawn(queue_tables(rx))
+    assert [text.split(":")[0] for text in legends([rx, tx])] == ["avail"], "the words are explained that are shown"

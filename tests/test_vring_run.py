@@ -7,8 +7,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -176,6 +179,24 @@ def test_threads_that_outlive_the_program_hear_of_no_errors(tmp_path: Path) -> N
     (tmp_path / "ends.py").write_text(OUTLIVING)
 
     assert run([*VRING, "ends.py"], tmp_path) == (0, "", "") == run([sys.executable, "ends.py"], tmp_path)
+
+
+def test_b8_a_program_reaches_this_hosts_own_servers_where_nothing_else_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "page.txt").write_text("of the host")
+    program = tmp_path / "client.py"
+    program.write_text(
+        "import sys, urllib.request\n"
+        "with urllib.request.urlopen(f'http://10.0.2.2:{sys.argv[1]}/page.txt', timeout=10) as answer:\n"
+        "    print(answer.status, answer.read())\n"
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        said = run([*VRING, str(program), str(server.server_address[1])])
+        server.shutdown()
+        thread.join()
+
+    assert said == (0, "200 b'of the host'\n", "")
 
 
 def test_b8_one_command_runs_a_web_server_and_its_client() -> None:

@@ -115,7 +115,10 @@ def test_the_driver_brings_the_device_up_in_the_order_of_the_standard(qemu: Qemu
     assert driver.transport.status() == DRIVER_OK
     assert driver.mac.hex(":") == MAC
     assert driver.flags & IFF_RUNNING
-    offered = virtio.features(virtio.VIRTIO_F_VERSION_1, virtio_net.VIRTIO_NET_F_MAC, virtio_net.VIRTIO_NET_F_STATUS)
+    offered = virtio.features(
+        virtio.VIRTIO_F_VERSION_1, virtio.VIRTIO_F_RING_RESET,
+        virtio_net.VIRTIO_NET_F_MAC, virtio_net.VIRTIO_NET_F_STATUS,
+    )  # fmt: skip
     assert driver.features == offered | EVENT_IDX | INDIRECT | MRG_RXBUF
     # §4.2.2.2: the fields of the configuration are read as wide as they are, all else 32 bits wide.
     config = {(register, size) for register, size, _ in read if register >= virtio_mmio.VIRTIO_MMIO_CONFIG}

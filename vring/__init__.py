@@ -5,7 +5,7 @@
     with vring.boot(nic="virtio", wire="hub", cmdline="-ipaddr 10.0.0.1 -netmask 255.255.255.0") as machine:
         print(machine.guest.log.text())
 
-`import vring` costs next to nothing: `boot`, `Session`, `Board` and `ConfigError` load on first use.
+`import vring` costs next to nothing: `boot`, `Session`, `Stack`, `Board` and `ConfigError` load on first use.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vring.config import Board, ConfigError
     from vring.session import Session, boot
+    from vring.stack import Stack
 
 __version__ = "0.1.0"
 
-__all__ = ["Board", "ConfigError", "Session", "__version__", "boot"]
+__all__ = ["Board", "ConfigError", "Session", "Stack", "__version__", "boot"]
 
-_HOMES = {"Board": "vring.config", "ConfigError": "vring.config", "Session": "vring.session", "boot": "vring.session"}
+_HOMES = {
+    "Board": "vring.config", "ConfigError": "vring.config", "Session": "vring.session", "Stack": "vring.stack",
+    "boot": "vring.session",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

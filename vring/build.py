@@ -22,7 +22,7 @@ from guest.kernel import Guest
 from hw.clock import RealClock, VirtualClock
 from hw.host_files import HostFiles
 from hw.loop import Loop
-from hw.machine import Machine
+from hw.machine import Machine, chance
 from hw.wire.cable import cable
 from hw.wire.hub import Hub
 from hw.wire.link import Link
@@ -30,7 +30,11 @@ from hw.xen.hypervisor import Hypervisor
 from vring.config import NIC_MODELS, Board, ConfigError, GuestSpec, NicSpec, WireSpec
 
 if TYPE_CHECKING:
+    import random
+
+    from guest.net.interface import Interface
     from hw.wire.pcap import PcapFile
+    from vring.partial import PartialGuest
     from vring.share import HostFolder
     from vring.simnet.net import SimNet
     from vring.trace.flow import Passage, Tracer
@@ -185,18 +189,33 @@ class Rig:
         console = self._console
         write = None if console is None else lambda line: console(spec.name, line)
         try:
-            rng = self.machines[0].random(f"partial guest {spec.name}")
+            rng = self._random(f"partial guest {spec.name}")
             guest = PartialGuest(self.loop, name=spec.name, rng=rng, words=spec.words, console=write)
             self.guests.append(guest)
+            guest.calls.host = HostFiles(self.loop)
             for slot, nic in enumerate(spec.nics):
-                link = self._plug(nic.wire, f"{spec.name}.eth{slot}")
                 addresses = str(nic.options.get("address", "")).split()
-                guest.plug(link, *addresses, mac=nic.mac, mtu=int(nic.options.get("mtu", 1500)))
+                self.plug(guest, f"eth{slot}", nic.wire, *addresses, mac=nic.mac, mtu=int(nic.options.get("mtu", 1500)))
             if spec.gateway:
                 guest.route(spec.gateway)
         except ValueError as error:
             raise ConfigError(f"{self.board.where(spec)}: {error}") from None
         return guest
+
+    def _random(self, purpose: str) -> random.Random:
+        """A source of randomness for what belongs to no machine; the last machine's seed and name decide it."""
+        return self.machines[-1].random(purpose) if self.machines else chance(self.board.chosen_seed, purpose)
+
+    def plug(
+        self, guest: PartialGuest, name: str, wire: WireSpec, *addresses: str, mac: bytes | None = None,
+        mtu: int = 1500, up: bool = True,
+    ) -> Interface:  # fmt: skip
+        """Plug a wire into a guest without a machine, as its interface `name`; see `vring.partial.PartialGuest.plug`.
+
+        Raises WireError, and ValueError as `PartialGuest.plug` does.
+        """
+        link = self._plug(wire, f"{guest.name}.{name}")
+        return guest.plug(link, *addresses, name=name, mac=mac, mtu=mtu, bare=wire.kind == "tun", up=up)
 
     def _stage1_done(self, machine: Machine, guest: Guest) -> None:
         """The guest has its drivers and its stack, and no traffic yet."""
@@ -225,6 +244,8 @@ class Rig:
             seed = f"{self.board.chosen_seed or 0}/{name}"
             link = ImpairedLink(link, self.loop, seed, **parse_impairments(wire.impairments))
             self._links[-1] = link  # it closes the one inside
+        if wire.kind == "tun":
+            return link  # what looks at frames would take its packets for some
         if self._capture is not None:
             link = self._links[-1] = self._capture.tap(link, name)
         if self._trace is not None:
@@ -237,10 +258,10 @@ class Rig:
             if hub is None:
                 hub = self.hubs[wire.name] = Hub(self.loop, wire.name)
             return hub.port(name)
-        if wire.kind == "tap":
+        if wire.kind in ("tap", "tun"):
             from hw.wire.tap import TapLink  # noqa: PLC0415  (Linux only)
 
-            return TapLink(self.loop, wire.name, vnet_hdr=wire.vnet_hdr)
+            return TapLink(self.loop, wire.name, vnet_hdr=wire.vnet_hdr, tun=wire.kind == "tun")
         if wire.kind == "packet":
             from hw.wire.packet import PacketLink  # noqa: PLC0415  (Linux only)
 
@@ -257,7 +278,7 @@ class Rig:
         from vring.usernet.gateway import UserNet  # noqa: PLC0415  (loads servers and the host's sockets)
         from vring.usernet.options import UserOptions  # noqa: PLC0415
 
-        rng = self.machines[-1].random(f"user wire {name}")
+        rng = self._random(f"user wire {name}")
         guest = name.partition(".")[0]
 
         def complain(line: str) -> None:
@@ -276,7 +297,7 @@ class Rig:
             from vring.simnet.options import SimOptions  # noqa: PLC0415
 
             options = SimOptions.parse(wire.options)
-            sim = self.sims[str(wire)] = SimNet(self.loop, options, rng=self.machines[-1].random)
+            sim = self.sims[str(wire)] = SimNet(self.loop, options, rng=self._random)
         return sim
 
     # -- running -------------------------------------------------------------------------------------------------

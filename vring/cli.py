@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vring import __version__
-from vring.boards import DEFAULT, asked_for, shipped, summary
+from vring.boards import DEFAULT, USER_WORDS, asked_for, shipped, summary
 from vring.config import CLOCKS, Board, ConfigError, join_words
 from vring.launch import become, named, split
 
@@ -144,7 +144,7 @@ Examples:
   vring boot my-board.toml --wire hub:lan,loss=5%,delay=10ms --clock virtual --for 60 --rings
 
 \b
-NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, …;
+NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, packed=on, in_order=on, …;
   xen, with profile=full|ling, queues=N, mtu=N, mac=M, sg=off, gso=off, split=off, …; or none.
 Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]; and impairments:
   loss=1% delay=10ms jitter=2ms reorder=1% duplicate=1% corrupt=1% rate=10mbit
@@ -214,11 +214,12 @@ _RUN_HELP = """Run a Python program, unchanged, over the sockets of a guest, whi
 
 \b
 Examples:
-  vring run --wire tap:t0 --cmdline "-ipaddr 10.9.0.2 -netmask 255.255.255.0" -m http.server 8000
-  vring run client.py --verbose
+  vring run client.py
+  vring run --wire user:hostfwd=tcp::8000-:8000 --cmdline -dhcp -m http.server 8000
   vring run --board my-board.toml --guest bob server.py 8080
 
-Without a board, NIC or wire the guest has the loopback alone. What follows the program is its own.
+Without a board, NIC or wire the guest is on a user wire: what this host reaches it reaches, and this host's own
+loopback is 10.0.2.2. What follows the program is its own.
 """
 
 
@@ -253,9 +254,11 @@ def _run(
         by_name, name, arguments = named(context.obj or [])
     except ValueError as error:
         raise ConfigError(f"run: {error}") from None
-    nics = list(nic or []) or (["none"] if board is None and not wire else [])
+    wires = list(wire or [])
+    if board is None and not nic and not wire:
+        wires, cmdline = ["user"], f"{USER_WORDS} {cmdline or ''}"
     options = {
-        "board": board, "guest": guest, "nic": nics, "wire": list(wire or []), "cmdline": cmdline, "seed": seed,
+        "board": board, "guest": guest, "nic": list(nic or []), "wire": wires, "cmdline": cmdline, "seed": seed,
         "pcap": None if pcap is None else str(pcap), "verbose": verbose,
     }  # fmt: skip
     become(options, by_name, name, arguments)
@@ -277,7 +280,7 @@ def _boards(context: typer.Context) -> None:
 )
 def _demo(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[tx|rx]", help="Which; without it they are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[tx|rx|xen]", help="Without it they are listed.")] = None,
     step: Annotated[bool, typer.Option("--step", help="Wait for a key after each step (q ends).")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Decides addresses and contents.")] = 0,
 ) -> int:

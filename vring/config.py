@@ -53,10 +53,10 @@ Options: TypeAlias = Mapping[str, Option]
 CLOCKS = ("real", "virtual")
 NIC_MODELS = ("virtio", "xen")
 DIRECT = "direct"  # what a partial guest has in place of a card
-WIRE_KINDS = ("none", "hub", "tap", "packet", "user", "sim")
-OUTSIDE_WIRES = ("tap", "packet", "user")
-NAMED_WIRES = ("tap", "packet")  # whose name is an interface of the host
-WIRE_FORMS = "none, hub, hub:NAME, tap:NAME, packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]"
+WIRE_KINDS = ("none", "hub", "tap", "tun", "packet", "user", "sim")
+OUTSIDE_WIRES = ("tap", "tun", "packet", "user")
+NAMED_WIRES = ("tap", "tun", "packet")  # whose name is an interface of the host
+WIRE_FORMS = "none, hub, hub:NAME, tap:NAME, tun:NAME, packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]"
 MEMORY_DEFAULT = 64 << 20
 MEMORY_MIN = 4 << 20
 MEMORY_MAX = 3 << 30
@@ -99,7 +99,7 @@ class WireSpec:
         if kind == "none" and (name or words):
             raise ConfigError(f"wire {text!r}: 'none' takes no name and no options")
         if kind in NAMED_WIRES and not name:
-            raise ConfigError(f"wire {text!r} lacks a name; write {kind}:{'NAME' if kind == 'tap' else 'INTERFACE'}")
+            raise ConfigError(f"wire {text!r} lacks a name; write {kind}:{'INTERFACE' if kind == 'packet' else 'NAME'}")
         if kind in NAMED_WIRES and not re.fullmatch(r"[^\s/:]{1,15}", name):
             raise ConfigError(f"wire {text!r}: {name!r} is no name of an interface (1 to 15 characters)")
         vnet_hdr = False
@@ -316,10 +316,13 @@ class Board:
         """
         if self.clock not in CLOCKS:
             raise ConfigError(f"clock is 'real' or 'virtual', not {self.clock!r}")
-        if self.guests and self.guests[0].partial:
-            raise ConfigError(f"{self.where(self.guests[0])}: is partial, and the first guest is one that boots")
         for guest in self.guests:
             for slot, nic in enumerate(guest.nics):
+                if nic.wire.kind == "tun" and not guest.partial:
+                    raise ConfigError(
+                        f"{self.where(guest, slot)}: a card carries Ethernet frames, and the wire {nic.wire} has none; "
+                        "use a tap, or a guest without a machine"
+                    )
                 if self.clock == "virtual" and nic.wire.kind in OUTSIDE_WIRES:
                     raise ConfigError(
                         f"{self.where(guest, slot)}: the wire {nic.wire} leads outside, where time is real; use the "
@@ -414,6 +417,8 @@ def _board(table: dict[str, Any], where: str) -> Board:
     if run is not None and (isinstance(run, bool) or not isinstance(run, int | float) or not 0 < run < math.inf):
         raise ConfigError(f"{where}: run is a finite number of seconds above 0, not {run!r}")
     board = Board(guests, "virtual" if clock == "virtual" else "real", seed, run, where)
+    if guests[0].partial:
+        raise ConfigError(f"{board.where(guests[0])}: is partial, and the first guest is one that boots")
     board.check()
     return board
 

@@ -27,7 +27,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from guest.net.config import NetConfig
-from guest.net.device import IFF_BROADCAST, IFF_MULTICAST, IFF_RUNNING, UNLIMITED, NetDevice
+from guest.net.device import (
+    IFF_BROADCAST,
+    IFF_MULTICAST,
+    IFF_NOARP,
+    IFF_POINTOPOINT,
+    IFF_RUNNING,
+    UNLIMITED,
+    NetDevice,
+)
 from guest.net.interface import Interface
 from guest.net.pbuf import Offload, PacketBuffer
 from guest.net.segmentation import cut, join
@@ -44,13 +52,13 @@ LARGE = 65535
 
 
 class DirectInterface(NetDevice, Receiver):
-    """An Ethernet interface of `stack` whose frames leave and come by `link`. It is down and has no address yet.
+    """An interface of `stack` whose frames leave and come by `link`. It is down and has no address yet.
 
     Args:
         stack: that gets the interface.
         link: one end of a wire.
         name: of the interface.
-        mac: 6 bytes.
+        mac: 6 bytes; None where the link carries IP packets without Ethernet headers (a TUN).
         mtu: bytes of the largest IP packet.
         large: the wire takes TCP packets of up to 64 KB with the header that says how they are to be cut. Without it
             they are cut here: either way TCP and IP do their work once for all that they send at a time.
@@ -67,15 +75,17 @@ class DirectInterface(NetDevice, Receiver):
     """
 
     def __init__(
-        self, stack: Stack, link: Link, *, name: str = "eth0", mac: bytes, mtu: int = 1500, large: bool = False
+        self, stack: Stack, link: Link, *, name: str = "eth0", mac: bytes | None, mtu: int = 1500, large: bool = False
     ) -> None:
-        NetDevice.__init__(self, name, mac, mtu, IFF_BROADCAST | IFF_MULTICAST)
+        flags = IFF_MULTICAST | (IFF_POINTOPOINT | IFF_NOARP if mac is None else IFF_BROADCAST)
+        NetDevice.__init__(self, name, mac or bytes(6), mtu, flags)
         self.link = link
         self._stack = stack
         self._waiting: deque[PacketBuffer] = deque()
         self._full = False
         self.interface: Interface = stack.add_interface(name, mac, mtu, self._output)
         self.interface.queue = self
+        self._bare = mac is None
         self.interface.gso_max_size = LARGE
         self._large = large
         self._scratch = bytearray(link.header_size + FRAME_MAX if link.header_size else 0)
@@ -106,8 +116,8 @@ class DirectInterface(NetDevice, Receiver):
     def _deliver(self, packets: list[PacketBuffer], size: int) -> None:
         self.counters["rx_packets"] += len(packets)
         self.counters["rx_bytes"] += size
-        # A router hands on what it was sent, frame by frame.
-        self.deliver(packets if self._stack.forwarding else join(packets))
+        # A router hands on what it was sent, frame by frame; and `join` reads Ethernet headers.
+        self.deliver(packets if self._stack.forwarding or self._bare else join(packets))
 
     def pull(self, link: Link) -> None:
         """Read what is there, up to `PULLED` frames."""

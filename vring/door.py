@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 # Calls that never wait, and so need no process.
 AT_ONCE = frozenset((
     "adopt", "dup", "epoll_create1", "epoll_ctl", "fcntl", "get_timeout", "gethostname", "getipaddr", "getpeername",
-    "getsockname", "getsockopt", "if_addrs", "if_indextoname", "if_nameindex", "if_nametoindex", "listen", "routes",
-    "set_timeout", "sethostname", "setsockopt", "shutdown", "socket",
+    "getsockname", "getsockopt", "if_addrs", "if_indextoname", "if_nameindex", "if_nametoindex", "listen",
+    "poll_subscribe", "poll_unsubscribe", "routes", "set_timeout", "sethostname", "setsockopt", "shutdown", "socket",
 ))  # fmt: skip
 OWN_PROCESS = frozenset(("interrupt", "sigmask"))  # about the calling process, which a host thread is not
 CLOSING = frozenset(("close", "close_all", "dup2"))

@@ -122,20 +122,23 @@ class PartialGuest(Guest):
         loop.add_cpu(self)
 
     def plug(
-        self, link: Link, *addresses: str, name: str | None = None, mac: bytes | None = None, mtu: int = 1500
-    ) -> Interface:
-        """Plug one end of a wire in; the interface, which is up.
+        self, link: Link, *addresses: str, name: str | None = None, mac: bytes | None = None, mtu: int = 1500,
+        bare: bool = False, up: bool = True,
+    ) -> Interface:  # fmt: skip
+        """Plug one end of a wire in; the interface, which is up unless `up` says otherwise.
 
         Args:
             addresses: its own, each with its network's length: "10.0.0.1/24". They are used at once, unchecked.
             name: eth0, eth1, … if not given.
             mac: 6 bytes; by chance, locally administered, if not given.
             mtu: bytes of the largest IP packet.
+            bare: the wire carries IP packets without Ethernet headers, and the interface has no MAC address.
 
         Raises ValueError: a name that is taken, or an address that cannot be (AddressError); WireError: the end is
         taken.
         """
-        mac = mac or b"\x02" + self.platform.rng.randbytes(5)
+        if not bare:
+            mac = mac or b"\x02" + self.platform.rng.randbytes(5)
         wire = DirectInterface(self.stack, link, name=name or f"eth{len(self._wires)}", mac=mac, mtu=mtu)
         self._wires.append(wire)
         for text in addresses:
@@ -143,7 +146,8 @@ class PartialGuest(Guest):
             wire.interface.add_address(address, int(length), check=False)
         if self.stack.default is None:
             self.stack.default = wire.interface
-        wire.interface.set_up()
+        if up:
+            wire.interface.set_up()
         return wire.interface
 
     def route(self, gateway: str, network: str | None = None) -> None:

@@ -6,8 +6,8 @@
         sock.sendall(b"hello")
 
 Everything that the standard library's module has is here. Integers are descriptors of the host: `fileno()` gives one
-that any wait of the host works on, AF_UNIX sockets are the host's own. The guest's board is what VRING_BOARD names, a
-guest with the loopback alone by default; vring/lookalike/default.py has it.
+that any wait of the host works on, AF_UNIX sockets are the host's own. The guest's board is what VRING_BOARD names, one
+guest on a user wire by default; vring/lookalike/default.py has it.
 """
 
 from __future__ import annotations

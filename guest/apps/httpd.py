@@ -48,6 +48,7 @@ TYPES = {
     "pdf": "application/pdf", "wasm": "application/wasm", "xml": "application/xml",
 }  # fmt: skip
 BINARY = "application/octet-stream"
+ODD = "surrogateescape"  # how Python's names of files hold bytes that are no UTF-8
 NANO = 1_000_000_000  # a second of a file's time
 
 
@@ -210,8 +211,8 @@ class _Answers:
         """The path of the URL, decoded, and where that is in the folder. Raises OSError."""
         try:
             target = self.path if self.path.startswith("/") else urlsplit(self.path).path or "/"
-            asked = unquote(target.partition("#")[0].partition("?")[0], errors="strict")
-        except ValueError:  # UnicodeDecodeError is one
+            asked = unquote(target.partition("#")[0].partition("?")[0], errors=ODD)
+        except ValueError:
             raise OSError(errno.EINVAL, "no path") from None
         names = [name for name in asked.split("/") if name]
         if ".." in names:
@@ -268,7 +269,7 @@ class _Answers:
 
     def _redirect(self, asked: str, body: bool) -> None:
         # `//name/` would be another host's
-        self._say(301, "Moved Permanently", body, {"Location": "/" + quote(asked.lstrip("/"))})
+        self._say(301, "Moved Permanently", body, {"Location": "/" + quote(asked.lstrip("/"), errors=ODD)})
 
     def _listing(self, asked: str, entries: list[Entry], body: bool) -> None:
         """What a folder has in it, as a page of links."""
@@ -278,7 +279,7 @@ class _Answers:
                 continue
             name = entry.name + "/" * entry.is_folder
             size = "" if entry.is_folder else f" {entry.size}"
-            lines.append(f'<li><a href="./{quote(name)}">{escape(name)}</a>{size}</li>')
+            lines.append(f'<li><a href="./{quote(name, errors=ODD)}">{escape(name)}</a>{size}</li>')
         title = escape(asked)
         text = f"<!DOCTYPE html>\n<title>{title}</title>\n<h1>{title}</h1>\n<ul>\n" + "\n".join(lines) + "\n</ul>\n"
         self._send(200, text, body, {"Content-Type": TYPES["html"]})

@@ -1,10 +1,11 @@
 """nc: netcat, one connection of TCP or UDP from the command line.
 
-What is sent is what `-m` says, and what other processes mail to this one: a text is sent as a line, bytes as they are,
-and an empty one is the end of what there is to send. What comes is printed, line by line.
+What is sent is what `-m` says, what a person types whose terminal this program has, and what other processes mail to
+it: a text is sent as a line, bytes as they are, and an empty one is the end of what there is to send. What comes is
+printed, line by line.
 
-Two processes do this: this one sends, its child receives. The child's end is this one's end too: when the peer sends no
-more, the connection is over.
+Two processes do this: this one sends, its child receives; a third one reads the terminal, from the connection on. The
+child's end is this one's end too: when the peer sends no more, the connection is over.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Session:
             env.guest.scheduler.send(env.process, over)
 
         reader.on_exit.append(tell)
+        typist = None if ended else self._typist()
         try:
             for text in texts:
                 self._send(text)
@@ -77,6 +79,24 @@ class Session:
             self.fault = self.fault or error
         finally:
             env.guest.scheduler.kill(reader)
+            if typist is not None:
+                env.guest.scheduler.kill(typist)
+
+    def _typist(self) -> Process | None:
+        """The child that mails what is typed; None where nobody types to this program."""
+        guest, own = self._env.guest, self._env.process
+        terminal = guest.terminal
+        if terminal is None or not terminal.typed or terminal.foreground is not own:
+            return None
+        send = guest.scheduler.send
+
+        def pass_on(env: Env, _words: list[str]) -> int:
+            while (line := terminal.read(env, None)) is not None:
+                send(own, line or b"\n")
+            send(own, "")
+            return 0
+
+        return guest.spawn(pass_on)
 
     def _send(self, message: str | bytes) -> None:
         calls = self._env.calls

@@ -13,7 +13,7 @@ Promises:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from guest.apps import EX_NOT_FOUND, EX_USAGE, about, manual, programs
 from guest.apps.env import Env
@@ -31,7 +31,6 @@ EXAMPLES = ("sh -c 'ping 127.0.0.1 -c 1 && echoclient bob'", "sh setup.sh")
 
 EX_INTERRUPTED = 130
 OPERATORS = ("&&", "||", ";", "&")
-TALKS = ("nc",)  # programs that take lines from the terminal while they run
 
 BUILTINS = {
     "exit": "end the shell, with a status or the last one's",
@@ -179,24 +178,19 @@ class Shell:
         if behind:
             self.env.print(f"[{child.pid}] {name}")
             return 0
-        return self._wait(child, name)
+        return self._wait(child)
 
-    def _wait(self, child: Process, name: str) -> int:
+    def _wait(self, child: Process) -> int:
         """Let a program run in the foreground; its status."""
         terminal = self._terminal
         self._child = child
-        feeder = None
         if terminal is not None:
             terminal.foreground = child
-            if terminal.typed and name in TALKS:
-                feeder = self.env.guest.spawn(_feed, terminal, child)
         try:
             status = child.join() or 0
         finally:
             self.end()
             self._child = None
-            if feeder is not None:
-                self.env.guest.scheduler.kill(feeder)
             if terminal is not None:
                 terminal.foreground = None
         return EX_INTERRUPTED if terminal is not None and terminal.interrupted() else status
@@ -255,16 +249,6 @@ class Shell:
             else:
                 self.env.guest.scheduler.kill(process)
         return status
-
-
-def _feed(env: Env, words: list[Any]) -> int:
-    """Mail what is typed to a program in the foreground; an empty text is the end of it."""
-    terminal, child = words
-    send = env.guest.scheduler.send
-    while (line := terminal.read(env, None)) is not None:
-        send(child, line or b"\n")
-    send(child, "")
-    return 0
 
 
 def main(env: Env, argv: list[str]) -> int:

@@ -101,7 +101,7 @@ def dial(env: Env, kind: int, host: str, port: int, family: int | None = None, p
         family: AF_*, None for either.
         patience: microseconds for each address, and then for each call on the socket; None to wait as long as TCP does.
 
-    Raises OSError: of the last address, or because there is none.
+    Raises OSError: of the first address that there is a way to, or because there is none.
     """
     calls = env.calls
     fault: OSError | None = None
@@ -112,7 +112,8 @@ def dial(env: Env, kind: int, host: str, port: int, family: int | None = None, p
             calls.connect(fd, (address, port))
         except OSError as error:
             calls.close(fd)
-            fault = error
+            if fault is None or fault.errno == errno.ENETUNREACH:
+                fault = error
         except BaseException:
             calls.close(fd)
             raise

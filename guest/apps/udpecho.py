@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from guest.apps import EX_USAGE
 from guest.apps.env import Env
+from guest.apps.streams import dial, listening
 from guest.apps.usage import UsageError, options, seconds, whole, why
 from guest.sys import constants as c
-from guest.sys.sockaddr import ResolveError
 
 USAGE = """usage: udpecho -l [PORT] [-c COUNT]
        udpecho HOST [PORT] [TEXT] [-c COUNT] [-W SECONDS] [-4 | -6]
@@ -52,11 +52,9 @@ def main(env: Env, argv: list[str]) -> int:
 
 def _serve(env: Env, port: int, count: int | None) -> int:
     calls = env.calls
-    fd = calls.socket(c.AF_INET6, c.SOCK_DGRAM)
+    fd = listening(env, c.SOCK_DGRAM, port)
     served = 0
     try:
-        calls.setsockopt(fd, c.IPPROTO_IPV6, c.IPV6_V6ONLY, 0)
-        calls.bind(fd, ("::", port))
         env.print(f"udpecho: port {port}")
         while served != count:
             data, peer = calls.recvfrom(fd, LONGEST)
@@ -73,10 +71,9 @@ def _serve(env: Env, port: int, count: int | None) -> int:
 
 def _ask(env: Env, peer: tuple[str, int], text: str, count: int, patience: int, family: int | None) -> int:
     calls = env.calls
-    fd = _connect(env, peer, family)
+    fd = dial(env, c.SOCK_DGRAM, *peer, family, patience)
     sent = returned = 0
     try:
-        calls.set_timeout(fd, patience)
         where = calls.getpeername(fd)
         for number in range(1, count + 1):
             data = (text if number == 1 else f"{text} {number}").encode()
@@ -99,24 +96,3 @@ def _ask(env: Env, peer: tuple[str, int], text: str, count: int, patience: int, 
         calls.close(fd)
         env.print(f"{sent} sent, {returned} echoed")
     return 0 if returned == count else 1
-
-
-def _connect(env: Env, peer: tuple[str, int], family: int | None) -> int:
-    """A connected socket. Raises OSError."""
-    calls = env.calls
-    both = [c.AF_INET6, c.AF_INET] if ":" in peer[0] else [c.AF_INET, c.AF_INET6]
-    families = both if family is None else [family]
-    for each in families:
-        fd = calls.socket(each, c.SOCK_DGRAM)
-        try:
-            calls.connect(fd, peer)
-        except ResolveError:
-            calls.close(fd)
-            if each == families[-1]:
-                raise
-        except BaseException:
-            calls.close(fd)
-            raise
-        else:
-            return fd
-    raise AssertionError("the last family returns or raises")

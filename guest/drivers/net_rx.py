@@ -20,7 +20,7 @@ from guest.dma import DmaPool
 from guest.drivers.buffers import BufferPool
 from guest.drivers.net_tx import ETHERNET_HEADER, VLAN_TAG
 from guest.net.pbuf import HEADROOM, SMALL_FRAME, Lease, Offload, PacketBuffer
-from guest.ring.split import SplitRing
+from guest.ring.ring import Ring
 from hw.abi import virtio_net as abi
 
 RX_BUFFER = 2048  # bytes of a buffer, at least
@@ -91,7 +91,7 @@ class ReceiveQueue:
     Raises DmaError when there is no memory.
     """
 
-    ring: SplitRing[int]
+    ring: Ring[int]
 
     def __init__(self, dma: DmaPool, ring_size: int, buffer_size: int, counters: Counter[str]) -> None:
         self.ring_size = ring_size
@@ -106,7 +106,7 @@ class ReceiveQueue:
         self._gso: frozenset[int] = frozenset()
         self._flags = 0
 
-    def open(self, ring: SplitRing[int], features: int) -> None:
+    def open(self, ring: Ring[int], features: int) -> None:
         """Use `ring`, under the negotiated `features`, and fill it; the caller publishes."""
         self.ring = ring
         self._header = abi.header_length(features)

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from guest.dma import DmaPool
 from guest.drivers.buffers import BufferPool
 from guest.net.pbuf import Offload, PacketBuffer
-from guest.ring.split import SplitRing
+from guest.ring.ring import Ring
 from hw.abi import virtio_net as abi
 
 BUFFER_SIZE = 2048
@@ -51,7 +51,7 @@ class TransmitQueue:
     Raises DmaError when there is no memory.
     """
 
-    ring: SplitRing[Token]
+    ring: Ring[Token]
 
     def __init__(
         self, dma: DmaPool, ring_size: int, mtu: int, counters: Counter[str], notify: Callable[[], None]
@@ -72,7 +72,7 @@ class TransmitQueue:
         self._crowded = ring_size - ring_size // 4
         self._watching = False
 
-    def open(self, ring: SplitRing[Token], features: int) -> None:
+    def open(self, ring: Ring[Token], features: int) -> None:
         """Use `ring`, under the negotiated `features`."""
         self.ring = ring
         self._features = features

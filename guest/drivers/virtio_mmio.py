@@ -254,9 +254,27 @@ class MmioTransport:
         self.write(reg.VIRTIO_MMIO_QUEUE_READY, 0)
         self.read(reg.VIRTIO_MMIO_QUEUE_READY)
 
-    def notify(self, index: int) -> None:
-        """Tell the device that queue `index` has new buffers (§4.2.3.3)."""
-        self._write(self._base + reg.VIRTIO_MMIO_QUEUE_NOTIFY, 4, index)
+    def reset_queue(self, index: int) -> None:
+        """Have the device forget queue `index`; only with RING_RESET (§2.6.1, §4.2.2.2).
+
+        Raises TransportError when it does not, DeviceGone.
+        """
+        self.write(reg.VIRTIO_MMIO_QUEUE_SEL, index)
+        self.write(reg.VIRTIO_MMIO_QUEUE_RESET, 1)
+        for _ in range(RESET_READS):
+            if self.read(reg.VIRTIO_MMIO_QUEUE_RESET) == 0:
+                break
+        if self.read(reg.VIRTIO_MMIO_QUEUE_RESET) or self.read(reg.VIRTIO_MMIO_QUEUE_READY):
+            self.status()
+            raise TransportError(f"the device at {self._base:#x} does not reset queue {index}")
+
+    def notify(self, index: int, position: int = 0) -> None:
+        """Tell the device that queue `index` has new buffers (§4.2.3.3).
+
+        Args:
+            position: with NOTIFICATION_DATA where the ring stands, the wrap counter in bit 15 (§2.9).
+        """
+        self._write(self._base + reg.VIRTIO_MMIO_QUEUE_NOTIFY, 4, index | position << 16)
 
     # -- interrupts, §4.2.3.4 ------------------------------------------------------------------------------------
 

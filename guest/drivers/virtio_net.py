@@ -28,7 +28,8 @@ from guest.drivers.retry import Retry
 from guest.drivers.virtio_mmio import DeviceGone, MmioSlot, MmioTransport, TransportError, find_devices
 from guest.net.device import IFF_RUNNING, UNLIMITED, NetDevice
 from guest.net.pbuf import PacketBuffer
-from guest.ring.split import SplitRing
+from guest.ring.make import make_ring
+from guest.ring.ring import Ring
 from guest.services import Services, Timer
 from hw.abi import virtio as virtio_abi
 from hw.abi import virtio_mmio as reg
@@ -44,6 +45,10 @@ WANTED = REQUIRED | virtio_abi.features(
     abi.VIRTIO_NET_F_MRG_RXBUF,
     virtio_abi.VIRTIO_RING_F_INDIRECT_DESC,
     virtio_abi.VIRTIO_RING_F_EVENT_IDX,
+    virtio_abi.VIRTIO_F_RING_PACKED,
+    virtio_abi.VIRTIO_F_IN_ORDER,
+    virtio_abi.VIRTIO_F_NOTIFICATION_DATA,
+    virtio_abi.VIRTIO_F_RING_RESET,
 )
 
 RX_RING = 256
@@ -156,7 +161,7 @@ class VirtioNetDriver(NetDevice):
         self.failed = None
         self._retry.works()
         if rx_ring.kick_needed():
-            transport.notify(abi.RECEIVEQ1)
+            self._doorbell(rx_ring)
         self._set_link(config.link_up)
 
     def _set_mac(self, mac: bytes | None) -> None:
@@ -171,19 +176,24 @@ class VirtioNetDriver(NetDevice):
             mac = self._random_mac
         self.mac = mac
 
-    def _make_ring(self, index: int, wanted: int, indirect: int) -> SplitRing[Any]:
+    def _make_ring(self, index: int, wanted: int, indirect: int) -> Ring[Any]:
         size = self.transport.queue_size(index, wanted)
         if self._built and size != wanted:
             raise TransportError(f"queue {index} of the device had {wanted} entries and has at most {size} now")
-        return SplitRing(self._services.dma, index, size, self.features, indirect_entries=indirect)
+        return make_ring(self._services.dma, index, size, self.features, indirect_entries=indirect)
+
+    def _doorbell(self, ring: Ring[Any]) -> None:
+        """Tell the device of new buffers, and with NOTIFICATION_DATA how far they reach (§2.9)."""
+        says = self.features >> virtio_abi.VIRTIO_F_NOTIFICATION_DATA & 1
+        self.transport.notify(ring.index, ring.position if says else 0)
 
     def _build(self, rx_size: int, tx_size: int) -> None:
         """Make the buffers, for the driver's life."""
-        dma, transport = self._services.dma, self.transport
+        dma = self._services.dma
         rx = ReceiveQueue(dma, rx_size, buffer_size(rx_size, self.features, self.mtu), self.counters)
         try:
             self.tx = TransmitQueue(
-                dma, tx_size, self.mtu, self.counters, lambda: transport.notify(abi.TRANSMITQ1)
+                dma, tx_size, self.mtu, self.counters, lambda: self._doorbell(self.tx.ring)
             )
         except DmaError:
             rx.pool.close()
@@ -254,7 +264,7 @@ class VirtioNetDriver(NetDevice):
         rx.refill()
         if rx.ring.publish() and rx.ring.kick_needed():
             self.counters["rx_kicks"] += 1
-            self.transport.notify(abi.RECEIVEQ1)
+            self._doorbell(rx.ring)
         if tx.reclaim() + used:
             self._idle_irqs = 0
         if self.wants_room is not None:

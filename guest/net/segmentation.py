@@ -46,7 +46,7 @@ assert (_V4_TCP.size, _V6_TCP.size) == (54, 74)
 
 
 def cut(packet: PacketBuffer) -> list[list[Buffer]]:
-    """The segments of a packet that starts at its Ethernet header and has an `offload` of TCP's: the pieces of each.
+    """The segments of a packet with its link header, if any, and an `offload` of TCP's: the pieces of each.
 
     The first piece of each is its headers, the others are views of the packet's own payload. PSH and FIN stand in the
     last segment alone, CWR in the first. The packet's IP header has no options.

@@ -5,6 +5,8 @@ Promises:
   ever read back from memory that a device could have changed.
 - `used.idx` is read once a batch and each used element once; an element is checked against the shadows before its
   token is handed back. What does not fit sets `broken` and is refused: no method raises for what a device wrote.
+- With IN_ORDER descriptors are taken in the order of the table (§2.7.5.2), and an entry that names the last buffer of a
+  batch stands for all of it: what the device skipped counts as used completely (§2.7.9).
 - Each index is published with a single store, and its 16-bit wrap is arithmetic in `need_event` and `& 0xFFFF` here.
 
 Both halves run in one thread, or see stores in program order; a device in another process needs a fence between
@@ -15,21 +17,19 @@ Read: §2.7.5 (descriptors), §2.7.6 and §2.7.8 (rings), §2.7.7 and §2.7.10 (
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic
 
 from guest.dma import DmaDirection, DmaPool
 from guest.platform import Cells
+from guest.ring.ring import Element, Token, aligned
 from hw.abi import virtio_ring as abi
-from hw.abi.virtio import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
-
-Element: TypeAlias = tuple[int, int]  # guest-physical address, bytes
-Token = TypeVar("Token")  # what the driver knows a chain by; anything but None
+from hw.abi.virtio import VIRTIO_F_IN_ORDER, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
 
 _NEXT = abi.VRING_DESC_F_NEXT << 32
 _WRITE = abi.VRING_DESC_F_WRITE << 32
 _INDIRECT = abi.VRING_DESC_F_INDIRECT << 32
-_ALIGN = 64  # stricter than any area needs (16, 2, 4): each area starts on a cache line of its own
 
 
 def need_event(event: int, new: int, old: int) -> bool:
@@ -47,7 +47,7 @@ class SplitRing(Generic[Token]):
         dma: where the areas come from; they are mapped for the device until `close`.
         index: the queue's number on its device, for messages.
         size: entries, a power of two up to 32768.
-        features: the negotiated feature mask; EVENT_IDX and INDIRECT_DESC matter here.
+        features: the negotiated feature mask; EVENT_IDX, INDIRECT_DESC and IN_ORDER matter here.
         indirect_entries: longest chain that gets an indirect table of its own; 0 keeps no tables.
         start_index: value that the indices of both rings start at, for tests; a device starts at 0.
 
@@ -60,9 +60,9 @@ class SplitRing(Generic[Token]):
 
     __slots__ = (
         "__weakref__", "_avail", "_avail_event", "_base", "_chains", "_desc", "_dma", "_event_idx", "_free",
-        "_indirect_entries", "_interrupts", "_kicked", "_last_used", "_mappings", "_mask", "_next", "_published",
-        "_table_addr", "_tables", "_tokens", "_used", "_used_event", "_used_ring", "_writable", "addresses", "broken",
-        "index", "size",
+        "_indirect_entries", "_interrupts", "_kicked", "_last_used", "_mappings", "_mask", "_next", "_order",
+        "_published", "_ready", "_table_addr", "_tables", "_take", "_tokens", "_used", "_used_event", "_used_ring",
+        "_writable", "addresses", "broken", "index", "size",
     )
 
     _avail: Cells
@@ -84,9 +84,9 @@ class SplitRing(Generic[Token]):
         # A chain may not be longer than the queue, indirect or not (§2.7.5.3.1).
         self._indirect_entries = min(indirect_entries, size) if features >> VIRTIO_RING_F_INDIRECT_DESC & 1 else 0
 
-        driver = _aligned(abi.desc_area_size(size))
-        device = driver + _aligned(abi.driver_area_size(size))
-        tables = device + _aligned(abi.device_area_size(size))
+        driver = aligned(abi.desc_area_size(size))
+        device = driver + aligned(abi.driver_area_size(size))
+        tables = device + aligned(abi.device_area_size(size))
         table_bytes = abi.DESC_SIZE * self._indirect_entries * size
         self._dma = dma
         self._base = base = dma.alloc(tables + table_bytes)
@@ -101,7 +101,12 @@ class SplitRing(Generic[Token]):
         for addr, length, direction in self._mappings:
             dma.map(addr, length, direction)
 
-        self._free = list(range(size - 1, -1, -1))
+        # In order, what is freed first is taken first, and so the table is gone through round and round.
+        in_order = features >> VIRTIO_F_IN_ORDER & 1
+        self._free: list[int] | deque[int] = deque(range(size)) if in_order else list(range(size - 1, -1, -1))
+        self._take = self._free.popleft if isinstance(self._free, deque) else self._free.pop
+        self._order: deque[int] | None = deque() if in_order else None  # heads, as made available
+        self._ready: deque[tuple[Token, int]] = deque()  # used in one batch, and more than a reap wanted
         self._tokens: list[Token | None] = [None] * size  # by head; None: not in flight
         self._writable = [0] * size  # by head: bytes that the device may write
         self._chains: list[list[int] | None] = [None] * size  # by head: the chain's further descriptors
@@ -150,7 +155,7 @@ class SplitRing(Generic[Token]):
         if self.broken is not None or not free:
             return False
         if 1 < count <= self._indirect_entries:
-            head = free.pop()
+            head = self._take()
             first = head * self._indirect_entries
             addr = self._table_addr + abi.DESC_SIZE * first
             self._write_chain(self._tables, first, range(count), out, in_)
@@ -159,12 +164,14 @@ class SplitRing(Generic[Token]):
         else:
             if count > len(free):
                 return False
-            chain = [free.pop() for _ in range(count)]
+            chain = [self._take() for _ in range(count)]
             self._write_chain(self._desc, 0, chain, out, in_)
             head = chain.pop(0)
             self._chains[head] = chain or None
         self._tokens[head] = token
         self._writable[head] = sum(length for _, length in in_)
+        if self._order is not None:
+            self._order.append(head)
         self._avail[2 + (self._next & self._mask)] = head
         self._next = (self._next + 1) & 0xFFFF
         return True
@@ -192,9 +199,11 @@ class SplitRing(Generic[Token]):
         count = min(len(buffers), len(free))
         desc, avail, tokens, limits = self._desc, self._avail, self._tokens, self._writable
         at, mask = self._next, self._mask
-        flags = _WRITE if writable else 0
+        flags, take, order = _WRITE if writable else 0, self._take, self._order
         for addr, length, token in buffers if count == len(buffers) else buffers[:count]:
-            head = free.pop()
+            head = take()
+            if order is not None:
+                order.append(head)
             desc[2 * head] = addr
             desc[2 * head + 1] = length | flags
             tokens[head] = token
@@ -221,6 +230,11 @@ class SplitRing(Generic[Token]):
             return need_event(self._used[self._avail_event], new, old)
         return not self._used[0] & abi.VRING_USED_F_NO_NOTIFY
 
+    @property
+    def position(self) -> int:
+        """What a notification that carries data says: the published index (§2.9)."""
+        return self._published
+
     # -- receiving used buffers, §2.7.14 -------------------------------------------------------------------------
 
     def reap(self, budget: int) -> list[tuple[Token, int]]:
@@ -228,6 +242,8 @@ class SplitRing(Generic[Token]):
 
         A device that returns what it does not have sets `broken`; what it returned before that is still given.
         """
+        if self._order is not None:
+            return self._reap_in_order(budget, self._order)
         if self.broken is not None:
             return []
         last = self._last_used
@@ -252,24 +268,62 @@ class SplitRing(Generic[Token]):
                 self.broken = f"used.len {written} for buffer {head}, which has {limits[head]} writable bytes"
                 break
             tokens[head] = None
+            free.append(head)
             chain = chains[head]
             if chain is not None:
                 free.extend(chain)
                 chains[head] = None
-            free.append(head)
             reaped.append((token, written))
         self._last_used = (last + len(reaped)) & 0xFFFF
         return reaped
 
+    def _reap_in_order(self, budget: int, order: deque[int]) -> list[tuple[Token, int]]:
+        """`reap` for IN_ORDER: each entry stands for the buffers up to the one that it names."""
+        if not self._ready and self.broken is None:
+            used, last = self._used[1], self._last_used
+            left = (used - last) & 0xFFFF
+            if left > (self._published - last) & 0xFFFF:
+                self.broken = f"used.idx is {left} ahead, with {(self._published - last) & 0xFFFF} buffers in flight"
+                return []
+            found: list[tuple[Token, int]] = []
+            while left and len(found) < budget and self.broken is None:
+                slot = 2 * (self._last_used & self._mask)
+                head, written = self._used_ring[slot], self._used_ring[slot + 1]
+                if head >= self.size or self._tokens[head] is None or head not in order:
+                    self.broken = f"used.id {head} is not in flight"
+                elif (batch := order.index(head) + 1) > left:
+                    self.broken = f"used.id {head} ends a batch of {batch}, and used.idx moved by {left}"
+                elif written > self._writable[head]:
+                    limit = self._writable[head]
+                    self.broken = f"used.len {written} for buffer {head}, which has {limit} writable bytes"
+                else:
+                    left -= batch
+                    found += [self._free_head(order.popleft()) for _ in range(batch - 1)]
+                    order.popleft()
+                    found.append((self._free_head(head)[0], written))
+                    self._last_used = (self._last_used + batch) & 0xFFFF
+            self._ready.extend(found)
+        return [self._ready.popleft() for _ in range(min(budget, len(self._ready)))]
+
+    def _free_head(self, head: int) -> tuple[Token, int]:
+        """Free a chain's descriptors; its token, and the bytes in it that a device may write."""
+        token, chain = self._tokens[head], self._chains[head]
+        assert token is not None, "only heads that are in flight are freed"
+        self._tokens[head] = self._chains[head] = None
+        self._free.append(head)
+        self._free.extend(chain or ())
+        return token, self._writable[head]
+
     def pending(self) -> bool:
         """Whether the device has used more than was reaped."""
-        return self.broken is None and self._used[1] != self._last_used
+        return bool(self._ready) or (self.broken is None and self._used[1] != self._last_used)
 
     def detach(self) -> list[Token]:
         """Take back the tokens of everything in flight, after the device was reset; the ring is of no more use."""
         self.broken = self.broken or "detached"
-        tokens = [token for token in self._tokens if token is not None]
+        tokens = [token for token, _ in self._ready] + [token for token in self._tokens if token is not None]
         self._tokens = [None] * self.size
+        self._ready.clear()
         return tokens
 
     # -- interrupts, §2.7.7 --------------------------------------------------------------------------------------
@@ -285,7 +339,7 @@ class SplitRing(Generic[Token]):
             self._avail[self._used_event] = (self._last_used + after - 1) & 0xFFFF
         else:
             self._avail[0] = 0
-        return self.broken is None and (self._used[1] - self._last_used) & 0xFFFF >= after
+        return bool(self._ready) or (self.broken is None and (self._used[1] - self._last_used) & 0xFFFF >= after)
 
     def disable_interrupts(self) -> None:
         """Ask for no interrupts; one that comes all the same is to be borne (§2.7.7.1)."""
@@ -325,6 +379,7 @@ class SplitRing(Generic[Token]):
             "free": len(self._free),
             "heads": [head for head, token in enumerate(self._tokens) if token is not None],
             "event_idx": self._event_idx,
+            "in_order": self._order is not None,
             "indirect_entries": self._indirect_entries,
             "interrupts": self._interrupts,
             "broken": self.broken,
@@ -333,7 +388,3 @@ class SplitRing(Generic[Token]):
     def __repr__(self) -> str:
         state = self.broken or f"{self.in_flight} in flight, {len(self._free)} free"
         return f"<SplitRing {self.index} of {self.size}: avail {self._published}, used {self._last_used}, {state}>"
-
-
-def _aligned(length: int) -> int:
-    return -(-length // _ALIGN) * _ALIGN

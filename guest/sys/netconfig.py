@@ -1,12 +1,12 @@
 """System calls that configure the network: setipaddr and getipaddr, and the interface calls of LWIPv6 by Python names.
 
     LWIPv6                             here
-    lwip_add_tapif, lwip_add_tunif     if_add (with and without a MAC address), if_del
+    lwip_tapif_add, lwip_tunif_add     if_add (with and without a MAC address), if_del
     lwip_add_addr, lwip_del_addr       if_add_addr, if_del_addr, if_addrs
     lwip_add_route, lwip_del_route     add_route, del_route, routes
     lwip_ifup, lwip_ifup_flags         if_up, if_up(dhcp=True)
     lwip_ifdown                        if_down
-    lwip_event_subscribe               event_subscribe, event_unsubscribe
+    lwip_event_subscribe               poll_subscribe (poll_calls.py); event_subscribe here is about interfaces
     lwip_stack_flags_get, …_set        stack_flags_get, stack_flags_set
     (its user filter)                  guard_rules, guard_add, guard_del, guard_flush, guard_policies, guard_policy
     lwip_stack_new, lwip_msocket       a `Stack` and a `Calls` each: a socket belongs to the stack of its calls

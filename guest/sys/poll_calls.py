@@ -26,8 +26,32 @@ Found: TypeAlias = list[tuple[int, int]]
 Sets: TypeAlias = tuple[list[int], list[int], list[int]]
 
 
+class _Once:
+    """A watcher that calls `callback` when one of `events` is so, and is gone. Two of one callback are equal."""
+
+    __slots__ = ("callback", "events", "file")
+
+    def __init__(self, file: File, events: int, callback: Callable[[], None]) -> None:
+        self.file = file
+        self.events = events
+        self.callback = callback
+
+    def __call__(self) -> None:
+        if not self.file.refs:
+            self.file.unwatch(self)
+        elif self.file.poll() & self.events:
+            self.file.unwatch(self)
+            self.callback()
+
+    def __hash__(self) -> int:
+        return hash(self.callback)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Once) and self.callback == other.callback
+
+
 class PollCalls(Core):
-    """Calls that wait."""
+    """Calls that wait, or have somebody told."""
 
     def poll(self, fds: Iterable[tuple[int, int]], timeout: int | None = None) -> Found:
         """Wait until one of `fds`, (descriptor, POLL* events) each, is ready; those that are, with their events.
@@ -120,6 +144,28 @@ class PollCalls(Core):
     def sigmask(self, how: int, mask: Iterable[int]) -> frozenset[int]:
         """Change the signal mask of the current process (SIG_BLOCK, SIG_UNBLOCK, SIG_SETMASK); the one before."""
         return self._waits.sigmask(how, mask)
+
+    # -- without waiting -----------------------------------------------------------------------------------------
+
+    def poll_subscribe(self, fd: int, events: int, callback: Callable[[], None]) -> int:
+        """Those of the POLL* `events` that are so now; where none is, `callback()` will be called once, when one is.
+
+        A second subscription of the same callback takes the first one's place. A descriptor that is closed takes its
+        subscriptions with it. The callback runs in the guest's own thread and must not block. Raises OSError: EBADF.
+        """
+        file = self.fds.file(fd)
+        once = _Once(file, events | ALWAYS, callback)
+        file.unwatch(once)
+        found = file.poll() & once.events
+        if not found:
+            file.watch(once, events)
+        return found
+
+    def poll_unsubscribe(self, fd: int, events: int, callback: Callable[[], None]) -> int:
+        """Take a subscription back; those of the events that are so now. Raises OSError: EBADF."""
+        file = self.fds.file(fd)
+        file.unwatch(_Once(file, events, callback))
+        return file.poll() & (events | ALWAYS)
 
     # -- epoll ---------------------------------------------------------------------------------------------------
 

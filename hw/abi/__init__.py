@@ -7,6 +7,6 @@ each side, so that each side is a witness against the other.
 Names are those of the C headers (`VIRTIO_MMIO_MAGIC_VALUE`, `VRING_DESC_F_NEXT`), so that a test can compare every one
 of them with what a C compiler says.
 
-Read: `layout.py` (how a layout is written down), then `virtio.py`, `virtio_ring.py`, `virtio_mmio.py`,
-`virtio_net.py`, `if_tun.py`.
+Read: `layout.py` (how a layout is written down), then `virtio.py`, `virtio_ring.py`, `virtio_packed.py`,
+`virtio_mmio.py`, `virtio_net.py`, `virtio_net_ctrl.py`, `if_tun.py`.
 """

@@ -111,12 +111,19 @@ VIRTIO_NET_CONFIG = Layout.of(
         ("supported_hash_types", "I"),
     ],
 )
+TUNNEL_TYPES_OFFSET = VIRTIO_NET_CONFIG.size
 VIRTIO_NET_S_LINK_UP = 1
 VIRTIO_NET_S_ANNOUNCE = 2
+# As ethtool has them, and the field's description in §5.1.4; a sentence in §5.1.4.1 has full and half the other way.
+DUPLEX_HALF = 0
+DUPLEX_FULL = 1
+DUPLEX_UNKNOWN = 0xFF
+SPEED_MAX = 0x7FFFFFFF  # Mbit/s
+SPEED_UNKNOWN = 0xFFFFFFFF
 MTU_MIN = 68
 MTU_MAX = 65535
 
-# Queue numbers, §5.1.2.
+# Queue numbers, §5.1.2: receive and transmit queues take turns, the control queue is the last.
 RECEIVEQ1 = 0
 TRANSMITQ1 = 1
 
@@ -137,6 +144,13 @@ NET_HEADER = struct.Struct("<BBHHHHH")  # the same, for the data path
 NUM_BUFFERS_OFFSET = 10
 ZERO_HEADER = bytes(12)
 
+VIRTIO_NET_HDR_V1_HASH = Layout.of(
+    "virtio_net_hdr_v1_hash",
+    [("hdr", "12s"), ("hash_value", "I"), ("hash_report", "H"), ("padding", "H")],
+)
+HASH_OFFSET = 12
+HASH = struct.Struct("<IHH")  # what HASH_REPORT adds
+
 VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
 VIRTIO_NET_HDR_F_DATA_VALID = 2
 VIRTIO_NET_HDR_F_RSC_INFO = 4
@@ -146,6 +160,11 @@ VIRTIO_NET_HDR_GSO_UDP = 3
 VIRTIO_NET_HDR_GSO_TCPV6 = 4
 VIRTIO_NET_HDR_GSO_UDP_L4 = 5
 VIRTIO_NET_HDR_GSO_ECN = 0x80
+
+
+def control_queue(pairs: int) -> int:
+    """Index of the control queue of a device with `pairs` queue pairs negotiated (§5.1.2)."""
+    return 2 * pairs
 
 
 def header_length(features: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
-from hw.virtio.split import SplitQueue
+from hw.virtio.queue import DeviceQueue
 
 
 class Transport(Protocol):
@@ -44,7 +44,7 @@ class VirtioDevice:
     def __init__(self, features: int, queue_sizes: tuple[int, ...]) -> None:
         self.features = features
         self.queue_sizes = queue_sizes
-        self.queues: list[SplitQueue | None] = [None] * len(queue_sizes)
+        self.queues: list[DeviceQueue | None] = [None] * len(queue_sizes)
         self.transport: Transport | None = None
         self.counters: Counter[str] = Counter()
 
@@ -63,7 +63,7 @@ class VirtioDevice:
         """Forget the driver. No queue may be touched from now on."""
         self.queues = [None] * len(self.queue_sizes)
 
-    def set_queue(self, index: int, queue: SplitQueue | None) -> None:
+    def set_queue(self, index: int, queue: DeviceQueue | None) -> None:
         """Queue `index` became ready, or stopped (None): whatever was taken from it must be forgotten."""
         self.queues[index] = queue
 

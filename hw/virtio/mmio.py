@@ -7,6 +7,7 @@ Promises:
 - The status field only ever gains bits, but by reset. FEATURES_OK stays clear unless every accepted feature was
   offered, VERSION_1 is among them and the device agrees; DRIVER_OK needs FEATURES_OK.
 - A queue becomes ready only with a legal size and legal areas; otherwise QueueReady keeps reading 0.
+- A queue is split or packed as negotiated; with RING_RESET it can be reset, and made anew, by itself (§2.6.1).
 - No buffer is touched and no notification sent before DRIVER_OK, after a reset, or on a queue that is not ready.
 - A doorbell only asks the loop for work, so that a burst of kicks is one piece of work (as with an ioeventfd). With
   `synchronous` the device works inside the register write, for demos.
@@ -28,12 +29,16 @@ from hw.abi.virtio import (
     VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
 )
 from hw.irq import IrqLine
 from hw.memory import GuestMemory
+from hw.virtio import packed, split
 from hw.virtio.device import VirtioDevice
-from hw.virtio.split import SplitQueue, check_areas
+from hw.virtio.queue import DeviceQueue
 
 VENDOR_ID = 0x474E5256  # "VRNG"
 FEATURE_WORDS = 8  # feature words that can be written: 256 bits, the standard has 128
@@ -61,12 +66,17 @@ _ADDRESS_REGISTERS = {
 class QueueRegisters:
     """What the driver wrote about one queue."""
 
-    __slots__ = ("addresses", "kicked", "ready", "size")
+    __slots__ = ("addresses", "announced", "kicked", "ready", "size")
 
     def __init__(self) -> None:
+        self.kicked = False  # work is asked for and not yet done
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to the values after a reset."""
         self.size = 0
         self.ready = False
-        self.kicked = False  # work is asked for and not yet done
+        self.announced = 0  # with NOTIFICATION_DATA: what the last doorbell said of the ring (§2.9)
         self.addresses = {"desc": 0, "driver": 0, "device": 0}
 
 
@@ -111,6 +121,10 @@ class VirtioMmio:
         self._queue_sel = 0
         self.queue_registers = [QueueRegisters() for _ in self.device.queue_sizes]
 
+    def _has(self, feature: int) -> bool:
+        """Whether `feature` is negotiated; before FEATURES_OK nothing is."""
+        return bool(self.status & VIRTIO_CONFIG_S_FEATURES_OK and self.features >> feature & 1)
+
     # -- register reads (§4.2.2) ---------------------------------------------------------------------------------
 
     def mmio_read(self, offset: int, size: int) -> int:
@@ -141,6 +155,8 @@ class VirtioMmio:
             case reg.VIRTIO_MMIO_QUEUE_READY:
                 queue = self._selected()
                 return int(queue is not None and queue.ready)
+            case reg.VIRTIO_MMIO_QUEUE_RESET if self._has(VIRTIO_F_RING_RESET):
+                return 0  # a reset is over when the write returns
             case reg.VIRTIO_MMIO_INTERRUPT_STATUS:
                 return self.interrupt_status
             case reg.VIRTIO_MMIO_STATUS:
@@ -186,6 +202,9 @@ class VirtioMmio:
                     queue.size = value
             case reg.VIRTIO_MMIO_QUEUE_READY:
                 self._write_queue_ready(value)
+            case reg.VIRTIO_MMIO_QUEUE_RESET if self._has(VIRTIO_F_RING_RESET):
+                if value & 1:
+                    self._reset_queue()
             case reg.VIRTIO_MMIO_SHM_SEL:
                 pass  # there are no regions to select
             case _ if offset in _ADDRESS_REGISTERS:
@@ -271,13 +290,23 @@ class VirtioMmio:
                 self.refusal = why
                 return
             queue.ready = True
-            areas = queue.addresses
-            self.device.set_queue(
-                index,
-                SplitQueue(
-                    self.memory, index, queue.size, areas["desc"], areas["driver"], areas["device"], self.features
-                ),
-            )
+            self.device.set_queue(index, self._make_queue(queue, index))
+
+    def _make_queue(self, queue: QueueRegisters, index: int) -> DeviceQueue:
+        kind = packed.PackedQueue if self._has(VIRTIO_F_RING_PACKED) else split.SplitQueue
+        areas = queue.addresses
+        return kind(
+            self.memory, index, queue.size, areas["desc"], areas["driver"], areas["device"], self.features
+        )
+
+    def _reset_queue(self) -> None:
+        """Forget all about the selected queue; when the write returns nothing of it is touched any more (§2.6.1.1)."""
+        if self._selected() is None:
+            self.counters["queue_write_ignored"] += 1
+            return
+        self.counters["queue_resets"] += 1
+        self.queue_registers[self._queue_sel].clear()
+        self.device.set_queue(self._queue_sel, None)
 
     def _check_queue(self, queue: QueueRegisters, index: int) -> str | None:
         """Why this queue cannot become ready, or None."""
@@ -288,11 +317,13 @@ class VirtioMmio:
         if queue.size > self.device.queue_sizes[index]:
             return f"queue {index}: size {queue.size} is above the maximum of {self.device.queue_sizes[index]}"
         areas = queue.addresses
-        return check_areas(self.memory, queue.size, areas["desc"], areas["driver"], areas["device"])
+        check = packed.check_areas if self._has(VIRTIO_F_RING_PACKED) else split.check_areas
+        return check(self.memory, queue.size, areas["desc"], areas["driver"], areas["device"])
 
     # -- notifications (§2.3, §4.2.3.3, §4.2.3.4) ------------------------------------------------------------------
 
-    def _doorbell(self, index: int) -> None:
+    def _doorbell(self, value: int) -> None:
+        index = value & 0xFFFF if self._has(VIRTIO_F_NOTIFICATION_DATA) else value
         if (
             not self.status & VIRTIO_CONFIG_S_DRIVER_OK
             or index >= len(self.queue_registers)
@@ -301,6 +332,7 @@ class VirtioMmio:
             self.counters["kick_ignored"] += 1
             return
         self.counters["kicks"] += 1
+        self.queue_registers[index].announced = value >> 16
         if self.synchronous:
             self.device.kick(index)
         else:

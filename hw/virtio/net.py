@@ -22,10 +22,19 @@ from collections import deque
 from collections.abc import Sequence
 
 from hw.abi import virtio_net as net
-from hw.abi.virtio import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, features
+from hw.abi.virtio import (
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    features,
+)
 from hw.virtio.device import VirtioDevice
 from hw.virtio.offload import ETHERNET_HEADER, FROM_DRIVER, TO_DRIVER
-from hw.virtio.split import Chain, QueueError, SplitQueue
+from hw.virtio.queue import Chain, DeviceQueue, QueueError
 from hw.virtio.vectors import gather, scatter, split_header
 from hw.wire.finish import finished
 from hw.wire.link import FRAME_MAX, HEADER_SIZE, Buffer, Frame, Link, Receiver, Views
@@ -46,6 +55,10 @@ OFFERED = features(
     VIRTIO_RING_F_INDIRECT_DESC,
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_F_VERSION_1,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_RESET,
 )
 
 
@@ -150,7 +163,7 @@ class VirtioNet(VirtioDevice, Receiver):
             self._paused = False
             self.link.resume()
 
-    def set_queue(self, index: int, queue: SplitQueue | None) -> None:
+    def set_queue(self, index: int, queue: DeviceQueue | None) -> None:
         """A queue became ready or stopped."""
         super().set_queue(index, queue)
         if index == RX:
@@ -172,7 +185,7 @@ class VirtioNet(VirtioDevice, Receiver):
         if self.transport is not None:
             self.transport.fail(index, str(error))
 
-    def _interrupt(self, queue: SplitQueue) -> None:
+    def _interrupt(self, queue: DeviceQueue) -> None:
         if queue.flush() and self.transport is not None:
             self.transport.notify_used()
 
@@ -194,7 +207,7 @@ class VirtioNet(VirtioDevice, Receiver):
             self._interrupt(queue)
             self._fail(TX, error)
 
-    def _transmit_batch(self, queue: SplitQueue) -> bool:
+    def _transmit_batch(self, queue: DeviceQueue) -> bool:
         """Send up to TX_BATCH frames; whether there may be more."""
         frames: list[Frame] = []
         chains: list[Chain] = []
@@ -240,7 +253,7 @@ class VirtioNet(VirtioDevice, Receiver):
         # Of the flags only this one is the driver's to set (§5.1.9.2.1); what else it says vouches for nothing.
         return bytes((net.VIRTIO_NET_HDR_F_NEEDS_CSUM,)) + header[1 : net.NET_HEADER.size], views
 
-    def _send(self, queue: SplitQueue, frames: list[Frame], chains: list[Chain]) -> None:
+    def _send(self, queue: DeviceQueue, frames: list[Frame], chains: list[Chain]) -> None:
         """Hand frames to the wire and their chains back to the driver; keep those that the wire has no room for."""
         taken = self.link.transmit(frames)
         counters = self.counters
@@ -292,7 +305,7 @@ class VirtioNet(VirtioDevice, Receiver):
         self._interrupt(queue)
         return taken
 
-    def _wait_for_buffers(self, queue: SplitQueue) -> None:
+    def _wait_for_buffers(self, queue: DeviceQueue) -> None:
         """Ask for a kick with the next buffers. If some came in the meantime, act as if kicked."""
         self._paused = True
         self.counters["rx_no_buffers"] += 1
@@ -315,7 +328,7 @@ class VirtioNet(VirtioDevice, Receiver):
         except QueueError as error:
             self._fail(RX, error)
 
-    def _take(self, queue: SplitQueue) -> Chain | None:
+    def _take(self, queue: DeviceQueue) -> Chain | None:
         """The next posted chain that can hold a header. Smaller ones go back unused."""
         while True:
             chain = self._posted.popleft() if self._posted else queue.pop()
@@ -328,7 +341,7 @@ class VirtioNet(VirtioDevice, Receiver):
             self.counters["rx_buffer_too_small"] += 1
             queue.push(chain.head, 0)
 
-    def _gather(self, queue: SplitQueue, need: int) -> list[Chain]:
+    def _gather(self, queue: DeviceQueue, need: int) -> list[Chain]:
         """Posted chains with room for `need` bytes, or for less when no more are there; several only if mergeable."""
         first = self._take(queue)
         if first is None:
@@ -343,7 +356,7 @@ class VirtioNet(VirtioDevice, Receiver):
             room += chain.writable_length
         return chains
 
-    def _receive_one(self, queue: SplitQueue, header: Buffer | None, views: Views) -> bool:
+    def _receive_one(self, queue: DeviceQueue, header: Buffer | None, views: Views) -> bool:
         """Copy one frame into the guest; False when it has to wait for buffers."""
         length = 0
         for view in views:
@@ -379,7 +392,7 @@ class VirtioNet(VirtioDevice, Receiver):
         self._complete(queue, chains, need)
         return True
 
-    def _receive_finished(self, queue: SplitQueue, frame: Frame, why: str) -> bool:
+    def _receive_finished(self, queue: DeviceQueue, frame: Frame, why: str) -> bool:
         """A frame that asks for more than the driver negotiated: what it asks for is done here."""
         frames = finished(frame)
         if not frames:
@@ -412,7 +425,7 @@ class VirtioNet(VirtioDevice, Receiver):
         fields = net.ZERO_HEADER if header is None else bytes((header[0] & self._receive_flags,)) + header[1:]
         return (fields[: net.NUM_BUFFERS_OFFSET] + struct.pack("<H", num_buffers)).ljust(self.header_length, b"\0")
 
-    def _complete(self, queue: SplitQueue, chains: list[Chain], written: int) -> None:
+    def _complete(self, queue: DeviceQueue, chains: list[Chain], written: int) -> None:
         """Give filled chains back; `written` bytes, header included, were spread over them in order."""
         self.counters["rx_packets"] += 1
         self.counters["rx_bytes"] += written - self.header_length
@@ -444,7 +457,7 @@ class VirtioNet(VirtioDevice, Receiver):
             return
         self._interrupt(queue)
 
-    def _pull_one(self, queue: SplitQueue, link: Link, chains: list[Chain]) -> bool:
+    def _pull_one(self, queue: DeviceQueue, link: Link, chains: list[Chain]) -> bool:
         """Read one frame into `chains`; False when the link has none. Chains that were not filled stay posted."""
         views: list[memoryview] = []
         room = 0

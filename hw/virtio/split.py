@@ -2,24 +2,18 @@
 
 Read first: virtio 1.4 §2.7 (all of it), and `hw/abi/virtio_ring.py` for the layout.
 
-Promises:
-- Whatever the driver writes into the ring, `pop` either returns a chain whose every view lies in guest RAM, or raises
-  `QueueError` with the rule that was broken. It never loops, and touches nothing else.
-- Each field that the driver can change is read once, checked, then used.
-- The descriptor table and the available ring are never written, nor is a device-readable buffer.
-- `push` becomes visible only with `flush`: one index store and one interrupt decision for a batch.
+Promises: those of `queue.py`; and the descriptor table and the available ring are never written, nor is a
+device-readable buffer.
 
 A descriptor is 16 bytes and is read as two 64-bit cells, the second of which holds length, flags and next: two loads
 instead of four, and a snapshot of the three fields that belong together.
 
-Sections: `Chain`, `SplitQueue`: taking buffers, giving them back, suppressing kicks.
+Sections: `check_areas`, `SplitQueue`: taking buffers, giving them back, suppressing kicks.
 """
 
 from __future__ import annotations
 
-from hw.abi.virtio import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
 from hw.abi.virtio_ring import (
-    DESC_SIZE,
     QUEUE_SIZE_MAX,
     RING_ENTRIES,
     USED_ELEM_SIZE,
@@ -37,42 +31,13 @@ from hw.abi.virtio_ring import (
     driver_area_size,
     used_event_offset,
 )
-from hw.memory import FieldView, GuestMemory, MemoryFault
-
-# A direct chain is as long as the queue at most. An indirect table may be longer: Linux makes such tables for small
-# queues although §2.7.5.3.1 forbids it, so the device's own limit (§2.7.4.1) applies there.
-INDIRECT_MAX = 1024
-CHAIN_BYTES_MAX = 1 << 32
+from hw.memory import FieldView, GuestMemory
+from hw.virtio.queue import CHAIN_BYTES_MAX, Chain, DeviceQueue, QueueError, why_not
 
 # Places of fields in the areas, in 16-bit cells.
 _FLAGS = 0
 _IDX = 1
 _RING = RING_ENTRIES // 2
-
-
-class QueueError(Exception):
-    """The driver broke a rule of the ring; the text names the rule and the value."""
-
-
-class Chain:
-    """One buffer taken from the queue: views of its device-readable part, then of its device-writable part.
-
-    Attributes:
-        head: index of its first descriptor, to be given back with `push`.
-        readable, writable: views into guest RAM, in order, none of them empty.
-        readable_length, writable_length: bytes in each part.
-        descriptors: how many of the queue's own descriptors it takes; an indirect table is one.
-    """
-
-    __slots__ = ("descriptors", "head", "readable", "readable_length", "writable", "writable_length")
-
-    def __init__(self, head: int) -> None:
-        self.head = head
-        self.readable: list[memoryview] = []
-        self.writable: list[memoryview] = []
-        self.readable_length = 0
-        self.writable_length = 0
-        self.descriptors = 0
 
 
 def check_areas(memory: GuestMemory, size: int, desc: int, driver: int, device: int) -> str | None:
@@ -84,19 +49,10 @@ def check_areas(memory: GuestMemory, size: int, desc: int, driver: int, device: 
         ("driver area", driver, driver_area_size(size), VRING_AVAIL_ALIGN_SIZE),
         ("device area", device, device_area_size(size), VRING_USED_ALIGN_SIZE),
     ]
-    for name, addr, length, align in areas:
-        if addr % align:
-            return f"{name} at {addr:#x} is not aligned to {align} bytes"
-        if not memory.contains(addr, length):
-            return f"{name} at {addr:#x} does not lie in RAM"
-    for at, (name, addr, length, _) in enumerate(areas):
-        for other, other_addr, other_length, _ in areas[at + 1 :]:
-            if addr < other_addr + other_length and other_addr < addr + length:
-                return f"{name} at {addr:#x} overlaps the {other} at {other_addr:#x}"
-    return None
+    return why_not(memory, areas)
 
 
-class SplitQueue:
+class SplitQueue(DeviceQueue):
     """The device's view of one split virtqueue.
 
     Args:
@@ -119,28 +75,16 @@ class SplitQueue:
         features: int,
         start: int = 0,
     ) -> None:
-        self.memory = memory
-        self.index = index
-        self.size = size
-        self.desc = desc
-        self.driver = driver
-        self.device = device
-        self.indirect = bool(features >> VIRTIO_RING_F_INDIRECT_DESC & 1)
-        self.event_idx = bool(features >> VIRTIO_RING_F_EVENT_IDX & 1)
+        areas = (
+            (desc, desc_area_size(size)), (driver, driver_area_size(size)), (device, device_area_size(size)),
+        )  # fmt: skip
+        super().__init__(memory, index, size, areas, features)
         self.next_avail = start  # the next available entry to take
         self.next_used = start  # the next used entry to write
-        self.in_flight = 0  # chains taken and not yet given back
         self._known = 0  # available entries seen and not yet taken
         self._signalled = start  # next_used at the last interrupt decision
+        self._run: tuple[int, int] | None = None  # with IN_ORDER: an entry not yet written, its index and head
         self._mask = size - 1
-        self._areas = (
-            (desc, desc + desc_area_size(size)),
-            (driver, driver + driver_area_size(size)),
-            (device, device + device_area_size(size)),
-        )
-        self._low = min(low for low, _ in self._areas)
-        self._high = max(high for _, high in self._areas)
-        self._dma = memory.dma
         self._open()
         memory.on_reopen(self._open)
 
@@ -181,6 +125,8 @@ class SplitQueue:
         self.next_avail = (self.next_avail + 1) & 0xFFFF
         self._known -= 1
         self.in_flight += 1
+        if self.in_order:
+            self._order.append(chain)
         return chain
 
     def _walk(self, chain: Chain) -> None:
@@ -202,8 +148,10 @@ class SplitQueue:
             if flags & VRING_DESC_F_INDIRECT:
                 if nested:
                     raise QueueError("an indirect descriptor inside an indirect table (virtio 1.4 §2.7.5.3.1)")
+                if flags & VRING_DESC_F_NEXT:
+                    raise QueueError("a descriptor with both INDIRECT and NEXT (virtio 1.4 §2.7.5.3.1)")
                 chain.descriptors = steps
-                table, entries = self._open_indirect(addr, length, flags)
+                table, entries = self._open_table(addr, length)  # its WRITE flag is ignored (§2.7.5.3.2)
                 nested, index, steps, limit = True, 0, 0, entries
                 continue
             total += length
@@ -217,54 +165,46 @@ class SplitQueue:
                 return
             index = word >> 48
 
-    def _open_indirect(self, addr: int, length: int, flags: int) -> tuple[FieldView, int]:
-        """The indirect table at `addr`, and its number of entries. Its WRITE flag is ignored (§2.7.5.3.2)."""
-        if not self.indirect:
-            raise QueueError("an indirect descriptor although INDIRECT_DESC was not negotiated (virtio 1.4 §2.7.5.3.1)")
-        if flags & VRING_DESC_F_NEXT:
-            raise QueueError("a descriptor with both INDIRECT and NEXT (virtio 1.4 §2.7.5.3.1)")
-        if not length or length % DESC_SIZE or length > INDIRECT_MAX * DESC_SIZE:
-            raise QueueError(f"an indirect table of {length} bytes (virtio 1.4 §2.7.5.3)")
-        try:
-            return self.memory.fields(addr, length, "Q", "device"), length // DESC_SIZE
-        except MemoryFault as fault:
-            raise QueueError(f"indirect table: {fault}") from None
-
-    def _add(self, chain: Chain, addr: int, length: int, write: bool) -> None:
-        """Append the buffer of one descriptor to its part of `chain`."""
-        try:
-            if write:
-                end = addr + length
-                if addr < self._high and end > self._low and self._hits_ring(addr, end):
-                    raise QueueError(f"a device-writable buffer at {addr:#x} lies over the ring itself")
-                chain.writable.append(self._dma(addr, length, "from-device"))
-                chain.writable_length += length
-            elif chain.writable_length:
-                raise QueueError("a device-readable descriptor behind a device-writable one (virtio 1.4 §2.7.4.2)")
-            else:
-                chain.readable.append(self._dma(addr, length, "to-device"))
-                chain.readable_length += length
-        except MemoryFault as fault:
-            raise QueueError(str(fault)) from None
-
-    def _hits_ring(self, addr: int, end: int) -> bool:
-        return any(addr < high and end > low for low, high in self._areas)
-
     # -- giving them back (§2.7.8, §2.7.14) --------------------------------------------------------------------------
 
     def push(self, head: int, written: int) -> None:
         """Put a chain into the used ring: `written` is how many bytes of its writable part were written."""
+        if self.in_order:
+            self._push_in_order(head, written)
+            return
         slot = 2 * (self.next_used & self._mask)
         self._used_ring[slot] = head
         self._used_ring[slot + 1] = written
         self.next_used = (self.next_used + 1) & 0xFFFF
         self.in_flight -= 1
 
+    def _push_in_order(self, head: int, written: int) -> None:
+        """§2.7.9: the entry of a run stands where that of its first chain would, and names the last."""
+        for chain, length in self._due(head, written):
+            if chain.writable:
+                self._end_run()
+                self._put_used(self.next_used, chain.head, length)
+            else:
+                self._run = (self.next_used if self._run is None else self._run[0], chain.head)
+            self.next_used = (self.next_used + 1) & 0xFFFF
+            self.in_flight -= 1
+
+    def _end_run(self) -> None:
+        if self._run is not None:
+            self._put_used(*self._run, 0)
+            self._run = None
+
+    def _put_used(self, index: int, head: int, written: int) -> None:
+        slot = 2 * (index & self._mask)
+        self._used_ring[slot] = head
+        self._used_ring[slot + 1] = written
+
     def flush(self) -> bool:
         """Publish what was pushed; whether the driver wants an interrupt for it (§2.7.7.2)."""
         new, old = self.next_used, self._signalled
         if new == old:
             return False
+        self._end_run()
         self._used[_IDX] = new
         self._signalled = new
         if self.event_idx:

@@ -1,9 +1,9 @@
-"""A wire to the host's kernel: one TAP interface.
+"""A wire to the host's kernel: one TAP interface, or one TUN interface.
 
-Frames are Ethernet without packet information (IFF_NO_PI); with `vnet_hdr` each has the 12-byte virtio header in front,
-little-endian, both ways. An interface that exists (persistent, `ip tuntap add`) is attached to; otherwise one is made,
-which disappears with `close`. Bringing it up and giving it addresses is left to the host's administrator; while it is
-down, frames are dropped and counted (`tx_dropped_link_down`).
+Frames are Ethernet without packet information (IFF_NO_PI), on a TUN bare IP packets; with `vnet_hdr` each has the
+12-byte virtio header in front, little-endian, both ways. An interface that exists (persistent, `ip tuntap add`) is
+attached to; otherwise one is made, which disappears with `close`. Bringing it up and giving it addresses is left to the
+host's administrator; while it is down, frames are dropped and counted (`tx_dropped_link_down`).
 
 Read first: `link.py`, `descriptor.py`; Documentation/networking/tuntap.rst of the Linux kernel.
 """
@@ -29,12 +29,13 @@ _NAME_MAX = 15  # IFNAMSIZ without the final zero byte
 
 
 class TapLink(DescriptorLink):
-    """A link to the TAP interface `name`.
+    """A link to the TAP interface `name`, or the TUN interface.
 
     Args:
         loop: its clock must be real.
         name: the interface, at most 15 bytes; "tap%d" lets the kernel choose the number.
         vnet_hdr: carry the virtio header, and with it checksum and segmentation offload, to and from the kernel.
+        tun: what is carried is IP packets.
 
     Attributes:
         interface: the interface's name as the kernel gave it.
@@ -43,12 +44,14 @@ class TapLink(DescriptorLink):
         WireError: the right or the device is missing, the interface is in use, or the name does not do.
     """
 
-    def __init__(self, loop: Loop, name: str, *, vnet_hdr: bool = False) -> None:
-        super().__init__(loop, f"tap:{name}")
+    def __init__(self, loop: Loop, name: str, *, vnet_hdr: bool = False, tun: bool = False) -> None:
+        kind = "tun" if tun else "tap"
+        super().__init__(loop, f"{kind}:{name}")
         raw = os.fsencode(name)
         if not raw or len(raw) > _NAME_MAX or b"\0" in raw:
-            raise WireError(f"tap:{name}: an interface has a name of 1 to {_NAME_MAX} bytes")
-        flags = if_tun.IFF_TAP | if_tun.IFF_NO_PI | (if_tun.IFF_VNET_HDR if vnet_hdr else 0)
+            raise WireError(f"{kind}:{name}: an interface has a name of 1 to {_NAME_MAX} bytes")
+        flags = if_tun.IFF_TUN if tun else if_tun.IFF_TAP
+        flags |= if_tun.IFF_NO_PI | (if_tun.IFF_VNET_HDR if vnet_hdr else 0)
         fd = -1
         try:
             fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -61,9 +64,9 @@ class TapLink(DescriptorLink):
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
-            raise WireError(f"tap:{name}: {_explain(name, error, opened=fd >= 0)}") from None
+            raise WireError(f"{kind}:{name}: {_explain(kind, name, error, opened=fd >= 0)}") from None
         self.interface = os.fsdecode(_IFREQ.unpack(answer)[0].partition(b"\0")[0])
-        self.name = f"tap:{self.interface}"
+        self.name = f"{kind}:{self.interface}"
         self.header_size = len(ZERO_HEADER) if vnet_hdr else 0
         self._start(fd, partial(os.writev, fd))
 
@@ -79,14 +82,15 @@ class TapLink(DescriptorLink):
         return self._received(length)
 
 
-def _explain(name: str, error: OSError, *, opened: bool) -> str:
+def _explain(kind: str, name: str, error: OSError, *, opened: bool) -> str:
     """What went wrong while opening, and what to do instead, in one line."""
     number = error.errno
     if number == errno.EACCES and not opened:
         return f"needs the right to read and write {_DEVICE}; {alternatives()}"
     if number in (errno.EPERM, errno.EACCES):
         return (
-            f"needs CAP_NET_ADMIN, or a TAP of your own (once, as root: ip tuntap add dev {name} mode tap user $USER); "
+            f"needs CAP_NET_ADMIN, or a {kind.upper()} of your own "
+            f"(once, as root: ip tuntap add dev {name} mode {kind} user $USER); "
             + alternatives()
         )
     if not opened:
@@ -95,5 +99,5 @@ def _explain(name: str, error: OSError, *, opened: bool) -> str:
     if number == errno.EBUSY:
         return "in use by another program; choose another name, or end that program"
     if number == errno.EINVAL:
-        return "not a name for an interface, or the name of one that is no TAP (or a multi-queue one)"
+        return f"not a name for an interface, or the name of one that is no {kind.upper()} (or a multi-queue one)"
     return f"{error.strerror}"

@@ -11,6 +11,8 @@ from pathlib import Path
 from vring.config import Board, ConfigError
 
 DEFAULT = "qemu-user"
+# What a program's own guest is given on a user wire: the addresses that DHCP would, without the wait for a lease.
+USER_WORDS = "-ipaddr 10.0.2.15 -netmask 255.255.255.0 -gateway 10.0.2.2 net.dns=10.0.2.3"
 _HERE = Path(__file__).resolve().parent
 
 

@@ -1,7 +1,7 @@
 """The guest behind `vring.socket` and `vring.select`, for programs that have no machine of their own.
 
 It boots when it is first needed and lives until the program ends. Its board is the one that the environment variable
-VRING_BOARD names, a file or one that ships; without it a guest without NICs, which has the loopback alone.
+VRING_BOARD names, a file or one that ships; without it a guest on a user wire, which reaches what this host reaches.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from guest.stdlib.network import Network
+from vring.boards import USER_WORDS
 from vring.lookalike.ending import finish
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class DefaultGuest:
         from vring.session import boot  # noqa: PLC0415 - the machine loads when it is needed
 
         board = os.environ.get(VARIABLE)
-        session = boot(board) if board else boot(nic="none")
+        session = boot(board) if board else boot(wire="user", cmdline=USER_WORDS)
         try:
             self._outside = session.outside_of(session.guest)
         except BaseException:

@@ -29,10 +29,12 @@ from guest.net.address import format_mac
 from guest.net.pbuf import PacketBuffer
 from guest.sys.socket_file import DatagramFile
 from hw.abi.virtio_net import RECEIVEQ1
+from hw.abi.virtio_packed import VRING_PACKED_DESC
 from hw.abi.virtio_ring import RING_ENTRIES, USED_ELEM_SIZE
 from hw.machine import FIRST_IRQ
 from hw.memory import AccessHook, Direction
 from hw.virtio.net import VirtioNet
+from hw.virtio.packed import PackedQueue
 from hw.wire.link import Frame, Link, Views, frame_bytes
 from hw.wire.wrapper import Wrapper
 from vring.trace.xen import XenEar
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from guest.net.device import NetDevice
     from hw.machine import Machine
 
+ID_OFFSET, LENGTH_OFFSET = VRING_PACKED_DESC.offset("id"), VRING_PACKED_DESC.offset("len")
 SHOWN = 256  # bytes of a frame that `nic` looks at
 
 
@@ -137,12 +140,27 @@ class _Hook(AccessHook):
                 if queue is None:
                     continue
                 receiving = index == RECEIVEQ1
-                if who == "device":
+                if isinstance(queue, PackedQueue):
+                    self._packed(slot, "rx" if receiving else "tx", who, addr - queue.desc, size, new, queue.size)
+                elif who == "device":
                     at = addr - queue.device - RING_ENTRIES
                     if 0 <= at < queue.size * USED_ELEM_SIZE:
                         self._used(slot, "rx" if receiving else "tx", at % USED_ELEM_SIZE, new)
                 elif not receiving and 0 <= addr - queue.driver - RING_ENTRIES < 2 * queue.size:
                     self._tell(f"eth{slot}", "tx", "ring", f"available id {new}")
+
+    def _packed(self, slot: int, way: str, who: str, at: int, size: int, new: int, entries: int) -> None:
+        """A store into a packed ring: an id, a length, or both with the flags in one cell of 64 bits."""
+        offset = at % 16
+        if not 0 <= at < 16 * entries:
+            return
+        if who == "device":
+            if offset == ID_OFFSET:
+                self._head = new
+            elif offset == LENGTH_OFFSET:
+                self._tell(f"eth{slot}", way, "ring", f"used id {self._head} len {new}")
+        elif way == "tx" and (offset, size) in ((ID_OFFSET, 2), (LENGTH_OFFSET, 8)):
+            self._tell(f"eth{slot}", "tx", "ring", f"available id {new if size == 2 else new >> 32 & 0xFFFF}")
 
     def _used(self, slot: int, way: str, offset: int, new: int) -> None:
         if offset == 0:
@@ -227,6 +245,8 @@ class _GuestTrace:
             return text[:2]
         if stage == "ip":  # on the way up the header has been pulled
             return "tx" if packet.network == packet.data else "rx"
+        if stage == "tcp":  # on the way down there is no IP header yet
+            return "rx" if packet.network else "tx"
         if stage == "ethernet":
             own = [format_mac(each.mac) for each in self._guest.stack.interfaces if each.mac is not None]
             return "tx" if text.partition(" ")[0] in own else "rx"
@@ -246,7 +266,7 @@ class _GuestTrace:
             found = stack.ip.find(int.from_bytes(raw, "big"))
             if found is not None:
                 return next((each.name for each in stack.interfaces if each is found[0]), "")
-        return "" if ni is None else ni.name
+        return "" if ni is None or stage == "tcp" else ni.name
 
     def _socket(self, interface: str, packet: PacketBuffer, port: int) -> None:
         """A datagram was queued: at which socket."""

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypedDict
 
-from guest.net.address import Prefix, is_v4
+from guest.net.address import Prefix, is_link_local, is_v4
 from guest.net.config import NetConfig
 from guest.net.dhcp_server import DhcpServer
 from guest.net.dns_server import DnsServer
@@ -196,7 +196,7 @@ class UserNet:
         net, gateway = (options.net, options.gateway) if v4 else (options.net6, options.gateway6)
         if address == gateway:
             return (LOOPBACK4 if v4 else LOOPBACK6), port
-        if net.contains(address) or not (options.ipv4 if v4 else options.ipv6):
+        if net.contains(address) or is_link_local(address) or not (options.ipv4 if v4 else options.ipv6):
             return None
         return address, port
 

@@ -20,11 +20,15 @@ from guest.net.address import (
     AddressError,
     Prefix,
     format_address,
+    is_link_local,
+    is_multicast,
+    is_unspecified,
     is_v4,
     netmask_length,
     parse_address,
     to_prefix,
 )
+from guest.net.dhcp_wire import is_host
 from guest.net.dns_wire import is_name
 
 FORWARD_FORM = "[tcp|udp]:[host address]:host port-[guest address]:guest port, such as tcp::8080-:80"
@@ -250,8 +254,9 @@ class UserOptions:
 
     @property
     def first(self) -> int:
-        """The first that DHCP gives."""
-        return self.net.network + 15 if self.dhcpstart is None else self.dhcpstart
+        """The first that DHCP gives; in a /28 the last that there is."""
+        last = self.net.network + (1 << 128 - self.net.length) - 2
+        return min(self.net.network + 15, last) if self.dhcpstart is None else self.dhcpstart
 
     @property
     def gateway6(self) -> int:
@@ -298,7 +303,15 @@ def _network(key: str, value: str) -> Prefix:
         bits = _number(key, length or "64", 128)
         if bits != 64:
             raise ValueError(f"{key}: guests make themselves addresses in a /64 only, not in a /{bits}")
-    return Prefix(to_prefix(address, bits).network, to_prefix(address, bits).length)
+    prefix = to_prefix(address, bits)
+    if not (is_host(prefix.network) if is_v4(prefix.network) else _is_host6(prefix.network)):
+        raise ValueError(f"{key}: hosts have no addresses in {prefix}")
+    return prefix
+
+
+def _is_host6(network: int) -> bool:
+    """Whether a host may have addresses in a network of IPv6; those of the link itself, it has anyway."""
+    return not (is_multicast(network) or is_unspecified(network) or is_link_local(network))
 
 
 def _number(key: str, text: str, most: int) -> int:
@@ -325,7 +338,7 @@ def _name(value: str) -> tuple[str, int]:
     name, equals, address = value.partition("=")
     if not equals or not name:
         raise ValueError(f"dnsname={value}: write dnsname=NAME=ADDRESS")
-    return name, parse_address(address)
+    return _word("dnsname", name), parse_address(address)
 
 
 def _resolver(value: str) -> tuple[int, int]:

@@ -148,6 +148,8 @@ class Streams:
             return True
         target = self._outside(*ends[:2])
         if target is None:
+            if self._stack.ip.is_local(ends[0]):
+                return False  # nobody listens there, says the stack
             return self._unreachable(segment, header, "admin")
         if self.full:
             self.counters["tcp_dropped_full"] += 1

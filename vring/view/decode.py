@@ -130,6 +130,16 @@ class SplitRingState:
         return owners
 
 
+def area_of(memory: bytes | bytearray | memoryview | Spans, base: int, addr: int, length: int) -> bytes:
+    """A copy of the bytes at `addr` in RAM, or in a dump that begins at `base`. Raises ValueError, MemoryFault."""
+    if not isinstance(memory, bytes | bytearray | memoryview):
+        return bytes(memory.span(addr, length))
+    start = addr - base
+    if start < 0 or start + length > len(memory):
+        raise ValueError(f"{length} bytes at {addr:#x} are not all in the dump")
+    return bytes(memory[start : start + length])
+
+
 def decode_split_ring(
     memory: bytes | bytearray | memoryview | Spans, addresses: tuple[int, int, int], size: int, *, base: int = 0
 ) -> SplitRingState:
@@ -145,18 +155,9 @@ def decode_split_ring(
     if not 0 < size <= abi.QUEUE_SIZE_MAX:
         raise ValueError(f"a queue has 1 to {abi.QUEUE_SIZE_MAX} entries, not {size}")
     places = RingAddresses(*addresses)
-
-    def area(addr: int, length: int) -> bytes:
-        if not isinstance(memory, bytes | bytearray | memoryview):
-            return bytes(memory.span(addr, length))
-        start = addr - base
-        if start < 0 or start + length > len(memory):
-            raise ValueError(f"{length} bytes at {addr:#x} are not all in the dump")
-        return bytes(memory[start : start + length])
-
-    desc = area(places.desc, abi.desc_area_size(size))
-    driver = area(places.driver, abi.driver_area_size(size))
-    device = area(places.device, abi.device_area_size(size))
+    desc = area_of(memory, base, places.desc, abi.desc_area_size(size))
+    driver = area_of(memory, base, places.driver, abi.driver_area_size(size))
+    device = area_of(memory, base, places.device, abi.device_area_size(size))
     avail = struct.unpack(f"<{3 + size}H", driver)
     used_flags, used_idx = struct.unpack_from("<HH", device)
     used = device[abi.RING_ENTRIES : abi.avail_event_offset(size)]

@@ -7,6 +7,7 @@ to people.
 from __future__ import annotations
 
 from hw.abi import virtio_mmio, virtio_net
+from hw.abi import virtio_packed as packed
 from hw.abi import virtio_ring as abi
 
 WINDOW = 0x1000
@@ -41,6 +42,17 @@ class FieldNames:
             self._fields[area + abi.RING_FLAGS] = (2, f"{prefix}{name}.flags")
             self._fields[area + abi.RING_IDX] = (2, f"{prefix}{name}.idx")
             self._fields[area + event_offset] = (2, f"{prefix}{event}")
+
+    def add_packed_ring(self, addresses: tuple[int, int, int], size: int, prefix: str = "") -> None:
+        """Name every field of a packed virtqueue with `size` entries (descriptor ring, driver's event, device's)."""
+        ring, driver, device = addresses
+        for index in range(size):
+            for name, field in packed.VRING_PACKED_DESC.fields.items():
+                at = ring + packed.PACKED_DESC_SIZE * index + field.offset
+                self._fields[at] = (field.size, f"{prefix}desc[{index}].{name}")
+        for area, name in ((driver, "driver_event"), (device, "device_event")):
+            for member, field in packed.VRING_PACKED_DESC_EVENT.fields.items():
+                self._fields[area + field.offset] = (field.size, f"{prefix}{name}.{member}")
 
     def add_virtio_mmio(self, base: int, prefix: str = "") -> None:
         """Name the registers of a virtio-mmio device at `base`, and the fields of a network device's configuration."""

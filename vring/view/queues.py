@@ -11,14 +11,16 @@ from typing import TypeAlias
 from rich.console import RenderableType
 from rich.text import Text
 
-from vring.view import rings, xen_rings
+from vring.view import packed, rings, xen_rings
 from vring.view.decode import SplitRingState
+from vring.view.decode_packed import PackedRingState
 from vring.view.decode_xen import XenRingState
+from vring.view.packed import PackedSnapshot
 from vring.view.rings import QueueSnapshot
 from vring.view.xen_rings import XenSnapshot
 
-Snapshot: TypeAlias = QueueSnapshot | XenSnapshot
-RingState: TypeAlias = SplitRingState | XenRingState
+Snapshot: TypeAlias = QueueSnapshot | PackedSnapshot | XenSnapshot
+RingState: TypeAlias = SplitRingState | PackedRingState | XenRingState
 
 
 def queue_tables(snapshot: Snapshot, before: RingState | None = None) -> RenderableType:
@@ -29,6 +31,8 @@ def queue_tables(snapshot: Snapshot, before: RingState | None = None) -> Rendera
     """
     if isinstance(snapshot, XenSnapshot):
         return xen_rings.xen_ring_tables(snapshot, before if isinstance(before, XenRingState) else None)
+    if isinstance(snapshot, PackedSnapshot):
+        return packed.packed_tables(snapshot, before if isinstance(before, PackedRingState) else None)
     return rings.ring_tables(snapshot, before if isinstance(before, SplitRingState) else None)
 
 
@@ -36,6 +40,8 @@ def index_line(state: RingState, before: RingState | None = None) -> Text:
     """The indices and events on one line; those that differ from `before` are marked."""
     if isinstance(state, XenRingState):
         return xen_rings.index_line(state, before if isinstance(before, XenRingState) else None)
+    if isinstance(state, PackedRingState):
+        return packed.event_line(state, before if isinstance(before, PackedRingState) else None)
     return rings.index_line(state, before if isinstance(before, SplitRingState) else None)
 
 
@@ -43,6 +49,8 @@ def same_entries(state: RingState, before: RingState) -> bool:
     """Whether nothing but flags and events differs."""
     if isinstance(state, XenRingState):
         names: tuple[str, ...] = ("req_prod", "rsp_prod", "slots")
+    elif isinstance(state, PackedRingState):
+        names = ("desc",)
     else:
         names = ("desc", "avail_idx", "avail_ring", "used_idx", "used_ring")
     return all(getattr(state, name) == getattr(before, name) for name in names)
@@ -50,5 +58,6 @@ def same_entries(state: RingState, before: RingState) -> bool:
 
 def legends(snapshots: Iterable[Snapshot]) -> list[str]:
     """What the words at the entries mean, for each kind of queue that is among these; virtio's where there is none."""
-    kinds = {isinstance(snapshot, XenSnapshot) for snapshot in snapshots} or {False}
-    return [xen_rings.LEGEND if xen else rings.LEGEND for xen in sorted(kinds)]
+    texts = {QueueSnapshot: rings.LEGEND, PackedSnapshot: packed.LEGEND, XenSnapshot: xen_rings.LEGEND}
+    kinds = {type(snapshot) for snapshot in snapshots} or {QueueSnapshot}
+    return [text for kind, text in texts.items() if kind in kinds]

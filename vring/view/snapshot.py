@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from hw.abi import virtio, virtio_net
+from hw.virtio.packed import PackedQueue
+from hw.virtio.split import SplitQueue
 from vring.view.decode import decode_split_ring
+from vring.view.decode_packed import decode_packed_ring
+from vring.view.packed import PackedSnapshot, Place
 from vring.view.queues import Snapshot
 from vring.view.rings import Marks, QueueSnapshot
 from vring.view.xen import event_lines, grant_lines, store_tree, vif_line, vif_queues
@@ -36,9 +40,20 @@ def machine_queues(machine: Machine, guest: Guest) -> list[Snapshot]:
                 continue
             name = QUEUE_NAMES[index] if index < len(QUEUE_NAMES) else f"queue {index}"
             half = driver.get(f"{name}_vq") if driver is not None else None
-            marks = Marks(queue.next_avail, half["last_used"] if half is not None else None)
-            ring = decode_split_ring(machine.memory, (queue.desc, queue.driver, queue.device), queue.size)
-            found.append(QueueSnapshot(guest.name, f"eth{slot}", name, ring, marks))
+            areas = (queue.desc, queue.driver, queue.device)
+            if isinstance(queue, PackedQueue):
+                found.append(
+                    PackedSnapshot(
+                        guest.name, f"eth{slot}", name, decode_packed_ring(machine.memory, areas, queue.size),
+                        Place(queue.next_avail, queue.avail_wrap), Place(queue.next_used, queue.used_wrap),
+                        None if half is None else Place(half["avail_idx"], bool(half["avail_wrap"])),
+                        None if half is None else Place(half["last_used"], bool(half["used_wrap"])),
+                    )
+                )  # fmt: skip
+            elif isinstance(queue, SplitQueue):
+                marks = Marks(queue.next_avail, half["last_used"] if half is not None else None)
+                ring = decode_split_ring(machine.memory, areas, queue.size)
+                found.append(QueueSnapshot(guest.name, f"eth{slot}", name, ring, marks))
     found += vif_queues(machine, guest)
     return found
 

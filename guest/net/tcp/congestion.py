@@ -291,13 +291,16 @@ class Cubic(Control):
         return (
             *super()._save(),
             self._w_max, self._cwnd_prior, self._epoch, self._k, self._w_est, self._est_counted, self._counted,
+            self._last, self._idle,
         )  # fmt: skip
 
     def _restore(self, saved: Saved) -> None:
         super()._restore(saved)
         (
             self._w_max, self._cwnd_prior, self._epoch, self._k, self._w_est, self._est_counted, self._counted,
-        ) = saved[3:]  # fmt: skip
+            self._last,
+        ) = saved[3:-1]  # fmt: skip
+        self._idle = bool(saved[-1])
 
 
 class NoControl(Control):
