@@ -253,7 +253,7 @@ except Exception as error:
 def test_without_the_right_one_line_names_it_and_the_ways_out(ns: Namespace) -> None:
     said = ns.run(sys.executable, "-c", OPEN_AS_NOBODY).stdout
 
-    assert said == "packet:v0: needs CAP_NET_RAW; --wire hub and --wire none need no right\n"
+    assert said == "packet:v0: needs CAP_NET_RAW; --wire user, to reach the outside, and --wire hub need no right\n"
 
 
 def test_the_virtual_clock_is_refused() -> None:

@@ -409,7 +409,7 @@ def test_without_the_right_one_line_names_it_and_the_ways_out(ns: Namespace) -> 
 
     assert say_open(ns, OPEN_TO_ALL, "nobody") == (
         "tap:t0: needs CAP_NET_ADMIN, or a TAP of your own (once, as root: ip tuntap add dev t0 mode tap user $USER); "
-        "--wire hub and --wire none need no right\n"
+        "--wire user, to reach the outside, and --wire hub need no right\n"
     )
 
 
@@ -423,7 +423,8 @@ def test_the_owner_of_a_persistent_tap_needs_no_right(ns: Namespace) -> None:
 @pytest.mark.root
 def test_a_device_that_may_not_be_opened_is_one_clear_line(ns: Namespace) -> None:
     assert say_open(ns, OPEN_TO_ROOT, "nobody") == (
-        "tap:t0: needs the right to read and write /dev/net/tun; --wire hub and --wire none need no right\n"
+        "tap:t0: needs the right to read and write /dev/net/tun; "
+        "--wire user, to reach the outside, and --wire hub need no right\n"
     )
 
 

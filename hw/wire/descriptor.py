@@ -189,4 +189,4 @@ class DescriptorLink(Link):
 
 def alternatives() -> str:
     """The wires that need no right, for the one line that says that a right is missing."""
-    return "--wire hub and --wire none need no right"
+    return "--wire user, to reach the outside, and --wire hub need no right"
