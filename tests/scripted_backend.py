@@ -1,8 +1,8 @@
 """A Xen back end that does what a test tells it, byte by byte: the other end without the card's code.
 
 It writes the toolstack's keys and its own states into the store, maps the rings that the guest has made, and writes
-responses with `struct` from the layouts of Xen's public headers, so it can break every rule. It is for the guest's front
-end; the card has a scripted front end of the same kind.
+responses with `struct` from the layouts of Xen's public headers, so it can break every rule. It is for the guest's
+front end; the card has a scripted front end of the same kind.
 """
 
 from __future__ import annotations

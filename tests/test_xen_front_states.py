@@ -194,7 +194,9 @@ def test_h47_a_card_without_a_place_for_its_back_end_is_none(board: Board, key: 
     assert key in front.guest.log.text()
 
 
-@pytest.mark.parametrize("mac", ["", "x", "02:00:00:00:00", "02:00:00:00:00:zz", "ff:ff:ff:ff:ff:ff", "01:00:00:00:00:01"])
+@pytest.mark.parametrize(
+    "mac", ["", "x", "02:00:00:00:00", "02:00:00:00:00:zz", "ff:ff:ff:ff:ff:ff", "01:00:00:00:00:01"]
+)
 def test_h47_an_address_that_is_no_station_s_is_replaced(board: Board, mac: str) -> None:
     front = Front(board, front={"mac": mac})
     assert front.driver.counters["mac_refused"] == 1
@@ -203,7 +205,9 @@ def test_h47_an_address_that_is_no_station_s_is_replaced(board: Board, mac: str)
     assert_works(front)
 
 
-@pytest.mark.parametrize(("mtu", "expected"), [("0", 1500), ("67", 1500), ("x", 1500), ("4294967295", 65521), ("68", 68)])
+@pytest.mark.parametrize(
+    ("mtu", "expected"), [("0", 1500), ("67", 1500), ("x", 1500), ("4294967295", 65521), ("68", 68)]
+)
 def test_h47_an_mtu_that_cannot_be_is_not_used(board: Board, mtu: str, expected: int) -> None:
     assert Front(board, front={"mtu": mtu}).driver.mtu == expected
 

@@ -369,10 +369,15 @@ class Store:
     def release(self, domid: int) -> None:
         """A domain is gone: its clients' watches and transactions end."""
         self.introduced.discard(domid)
-        for client in [each for each in self.clients if each.domid == domid]:
-            client.forget()
-            self.clients.remove(client)
+        self.forget(domid)
+        self.clients = [client for client in self.clients if client.domid != domid]
         self.fire_special("@releaseDomain")
+
+    def forget(self, domid: int) -> None:
+        """End the watches and transactions of a domain's clients."""
+        for client in self.clients:
+            if client.domid == domid:
+                client.forget()
 
 
 def _strings(payload: bytes, count: int | None = None, *, or_more: bool = False) -> list[str]:
