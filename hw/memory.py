@@ -142,17 +142,14 @@ class GuestMemory:
     @hook.setter
     def hook(self, hook: AccessHook | None) -> None:
         self._hook = hook
-        live = []
-        for reference in self._reopeners:
+        for reference in list(self._reopeners):
             reopen = reference()
             if reopen is not None:
                 reopen()
-                live.append(reference)
-        self._reopeners = live
 
     def on_reopen(self, reopen: Callable[[], None]) -> None:
         """Call the bound method `reopen` whenever the hook changes, for as long as its object lives."""
-        self._reopeners.append(weakref.WeakMethod(reopen))
+        self._reopeners.append(weakref.WeakMethod(reopen, self._reopeners.remove))
 
     # -- views ---------------------------------------------------------------------------------------------------
 

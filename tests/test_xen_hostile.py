@@ -502,6 +502,14 @@ def test_h47_a_resumed_guest_finds_a_back_end_that_waits() -> None:
     assert_works(front)
 
 
+def test_h47_a_card_that_was_taken_away_does_not_come_back_by_a_resume() -> None:
+    front = Frontend().connect()
+    front.vif.close()
+    assert front.guest.xen.suspend()
+    front.guest.settle()
+    assert front.backend_state == 6
+
+
 def test_h47_rings_of_nothing_but_zeros_are_rings() -> None:
     front = Frontend()
     for ring in (front.tx, front.rx):

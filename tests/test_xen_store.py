@@ -404,6 +404,24 @@ def test_what_it_has_not_touched_may_change(world: World) -> None:
     assert world.zero.end(transaction) == OK
 
 
+def test_a_transaction_tells_of_each_node_once(world: World) -> None:
+    """However often it changed it, in the order of the first changes."""
+    one = world.one
+    for name in "abc":
+        one.write(f"own/{name}")
+    assert world.zero.words(WATCH, "/local/domain/1/own", "w") == OK
+    world.zero.heard()
+    transaction = one.start()
+    one.write("own/c", "1", transaction)
+    one.write("own/new", "1", transaction)
+    one.words(RM, "own/a", tx_id=transaction)
+    one.write("own/a", "1", transaction)
+    one.words(SET_PERMS, "own/c", "n1", "r2", tx_id=transaction)
+    one.write("own/c", "2", transaction)
+    assert one.end(transaction) == OK
+    assert world.zero.heard() == [(f"/local/domain/1/own/{name}", "w") for name in ("c", "new", "a")]
+
+
 def test_transactions_do_not_nest_and_belong_to_their_client(world: World) -> None:
     transaction = world.one.start()
     assert world.one.words(START, "", tx_id=transaction) == "EBUSY"
@@ -430,6 +448,47 @@ def test_the_nodes_of_a_guest_are_counted(world: World) -> None:
     assert answers[-1] == "ENOSPC"
     assert world.one.words(RM, "own/0") == OK
     assert world.one.write("own/new") == OK
+
+
+def test_the_nodes_that_a_guest_adds_in_several_transactions_are_counted_together(world: World) -> None:
+    one = world.one
+    for number in range(3):
+        one.write(f"own/{number}")
+    transactions = [one.start() for _ in range(3)]
+    for number, transaction in enumerate(transactions):
+        for name in range(400):
+            assert one.write(f"own/{number}/{name}", "", transaction) == OK
+    assert [one.end(transaction) for transaction in transactions] == [OK, OK, "ENOSPC"]
+
+
+def test_the_nodes_that_a_guests_transaction_looks_at_are_bounded(world: World) -> None:
+    transaction = world.one.start()
+    answers = [world.one.read(f"own/{number}", transaction) for number in range(1100)]
+    assert answers[:1000] == ["ENOENT"] * 1000
+    assert answers[1030:] == ["ENOSPC"] * 70
+    assert world.one.end(transaction) == "ENOMEM", "it is spoiled"
+    transaction = world.zero.start()
+    assert [world.zero.read(f"/{number}", transaction) for number in range(1100)] == ["ENOENT"] * 1100
+    assert world.zero.end(transaction) == OK
+
+
+def test_nodes_a_thousand_deep_are_made_and_removed(world: World) -> None:
+    deep = "own/" + "/".join("a" * 985)
+    assert world.zero.words(WATCH, f"/local/domain/1/{deep}", "w") == OK
+    world.zero.heard()
+    assert world.one.write(deep, "1") == OK
+    assert world.one.words(RM, "own/a") == OK
+    assert world.zero.heard() == [(f"/local/domain/1/{deep}", "w")] * 2
+    assert world.one.words(DIRECTORY, "own") == b""
+
+
+def test_an_event_that_fits_into_no_message_is_left_out(world: World) -> None:
+    token, long = "t" * 3000, "own/" + "/".join(["p" * 200] * 8)
+    assert world.one.words(WATCH, "own", token) == OK
+    assert world.one.words(WATCH, "own", "short") == OK
+    assert sorted(world.one.heard()) == [("own", "short"), ("own", token)]
+    assert world.one.write(long) == OK
+    assert world.one.heard() == [(long, "short")]
 
 
 # -- any sequence --------------------------------------------------------------------------------------------------

@@ -109,15 +109,15 @@ class ControlRing:
             nif.XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM: self._set_algorithm,
         }
 
-    def process(self) -> None:
-        """Answer what was asked. Raises RingError."""
-        while self.ring.final_check():
-            first, *data = self.ring.take()
+    def process(self) -> bool:
+        """Answer what was asked; whether there is more to do at once. Raises RingError."""
+        for first, *data in self.ring.take_some(self.ring.size):
             handler = self._handlers.get(first >> 16)
             status, value = (_UNSUPPORTED, 0) if handler is None else handler(data)
             self.ring.put(first, status, value)
         if self.ring.push():
             self._notify()
+        return self.ring.final_check()
 
     def _fetch(self, ref: int, offset: int, length: int) -> bytes | None:
         """Bytes of a granted page, or None."""

@@ -120,10 +120,14 @@ class Domain:
         return True
 
     def suspend(self) -> bool:
-        """Stop and be resumed on the spot, as after a migration: channels and grants are gone, the store is not."""
+        """Stop and be resumed on the spot, as after a migration: channels, grants and watches are gone.
+
+        The connection to the store goes on with the same page and port.
+        """
         if self.domid not in self._host.domains:
             return False
         self._host.channels.reset(self.domid, keep=self.store_port)
+        self._host.xenstore.forget(self.domid)
         for at, addr in enumerate(self.grant_frames):
             kept = g.GNTTAB_NR_RESERVED_ENTRIES * g.GRANT_ENTRY_SIZE if at == 0 else 0
             self.memory.span(addr + kept, XEN_PAGE_SIZE - kept)[:] = bytes(XEN_PAGE_SIZE - kept)

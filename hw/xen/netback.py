@@ -282,7 +282,8 @@ class Netback(XenbusBackend, Receiver):
     def _kicked_control(self) -> None:
         if self._control is not None:
             try:
-                self._control.process()
+                if self._control.process():
+                    self._schedule(self._kicked_control)
             except RingError as error:
                 self.fail(f"control ring: {error}")
 

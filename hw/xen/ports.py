@@ -97,7 +97,7 @@ class EventPort(Protocol):
 class StorePort(Protocol):
     """The store, as one client of it."""
 
-    def request(self, operation: int, payload: bytes, transaction: int = 0) -> bytes:
+    def request(self, operation: int, payload: bytes) -> bytes:
         """One message and the payload of its answer. Raises StoreError."""
 
     def on_event(self, handler: Callable[[str, str], None]) -> None:

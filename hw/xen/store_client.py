@@ -1,20 +1,17 @@
-"""The store as back ends and toolstacks use it: values by path, transactions that are tried again, watches.
+"""The store as back ends and toolstacks use it: values by path, and watches.
 
 Promises: only `StoreError` is raised for what the store answers. A value that another domain wrote is text of any
-kind; `read_number` is for those that should be numbers and may be garbage.
+kind; `number` is for those that should be numbers and may be garbage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
 from hw.abi import xen_store as xs
+from hw.abi.xen import DOM0
 from hw.xen.ports import StoreError, StorePort
 from hw.xen.xenstore import Store, StoreClient
-
-T = TypeVar("T")
-ATTEMPTS = 16  # of a transaction that others keep disturbing
 
 
 class LocalStore:
@@ -23,13 +20,12 @@ class LocalStore:
     Args:
         store: the server.
         schedule: has the handlers of events called soon.
-        domid: as which domain.
     """
 
-    def __init__(self, store: Store, schedule: Callable[[Callable[[], None]], None], domid: int = 0) -> None:
+    def __init__(self, store: Store, schedule: Callable[[Callable[[], None]], None]) -> None:
         self._store = store
         self._schedule = schedule
-        self._client = StoreClient(domid, self._receive)
+        self._client = StoreClient(DOM0, self._receive)
         store.clients.append(self._client)
         self._answer: tuple[int, bytes] = (xs.XS_ERROR, b"")
         self._handlers: list[Callable[[str, str], None]] = []
@@ -45,9 +41,9 @@ class LocalStore:
         for handler in self._handlers:
             handler(path, token)
 
-    def request(self, operation: int, payload: bytes, transaction: int = 0) -> bytes:
+    def request(self, operation: int, payload: bytes) -> bytes:
         """One message and the payload of its answer. Raises StoreError."""
-        self._store.request(self._client, operation, 0, transaction, payload)
+        self._store.request(self._client, operation, 0, 0, payload)
         answered, answer = self._answer
         if answered == xs.XS_ERROR:
             raise StoreError(answer.rstrip(b"\0").decode("latin-1"), payload.split(b"\0")[0].decode("latin-1"))
@@ -57,16 +53,18 @@ class LocalStore:
         self._handlers.append(handler)
 
 
-class StoreView:
-    """Reading and writing by path, inside a transaction or without one (0)."""
+class StoreAccess:
+    """Reading, writing and watching by path."""
 
-    def __init__(self, port: StorePort, transaction: int = 0) -> None:
+    def __init__(self, port: StorePort) -> None:
         self.port = port
-        self._transaction = transaction
+        self._watched: dict[str, Callable[[str], None]] = {}
+        self._tokens = 0
+        port.on_event(self._event)
 
     def _ask(self, operation: int, *words: str, value: bytes = b"") -> bytes:
         payload = b"".join(word.encode("latin-1") + b"\0" for word in words) + value
-        return self.port.request(operation, payload, self._transaction)
+        return self.port.request(operation, payload)
 
     def read(self, path: str) -> str:
         """The value at `path`. Raises StoreError, "ENOENT" when there is none."""
@@ -128,34 +126,6 @@ class StoreView:
         """Set several values below `path`."""
         for key, value in values.items():
             self.write(f"{path}/{key}", value)
-
-
-class StoreAccess(StoreView):
-    """The store without a transaction, and those that need one."""
-
-    def __init__(self, port: StorePort) -> None:
-        super().__init__(port)
-        self._watched: dict[str, Callable[[str], None]] = {}
-        self._tokens = 0
-        port.on_event(self._event)
-
-    def atomically(self, work: Callable[[StoreView], T]) -> T:
-        """Do `work` in a transaction, again as long as it collides with others. Raises StoreError."""
-        for attempt in range(ATTEMPTS):
-            view = StoreView(self.port, int(self.port.request(xs.XS_TRANSACTION_START, b"\0").rstrip(b"\0")))
-            try:
-                result = work(view)
-            except BaseException:
-                view._ask(xs.XS_TRANSACTION_END, "F")
-                raise
-            try:
-                view._ask(xs.XS_TRANSACTION_END, "T")
-            except StoreError as error:
-                if error.name != "EAGAIN" or attempt == ATTEMPTS - 1:
-                    raise
-            else:
-                return result
-        raise StoreError("EAGAIN")
 
     def watch(self, path: str, handler: Callable[[str], None]) -> str:
         """Call `handler(changed path)` once soon, and after each change at or below `path`; a token for `unwatch`."""

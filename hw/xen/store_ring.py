@@ -22,6 +22,7 @@ from hw.xen.xenstore import Store, StoreClient
 
 BACKLOG_SOFT = 16 << 10  # bytes of answers from which on no request is read
 BACKLOG_HARD = 1 << 20  # bytes from which on the domain is cut off
+ROUNDS = 64  # looks at the rings until others have their turn
 
 _REQ_CONS = xs.REQ_CONS // 4
 _REQ_PROD = xs.REQ_PROD // 4
@@ -78,7 +79,11 @@ class StoreRing:
         self._out += xs.MESSAGE.pack(operation, req_id, tx_id, len(payload)) + payload
         if len(self._out) > BACKLOG_HARD:
             self._break(xs.XENSTORE_ERROR_COMM)
-        if not self._scheduled and not self._inside:
+        if not self._inside:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._scheduled:
             self._scheduled = True
             self._schedule(self._later)
 
@@ -114,13 +119,17 @@ class StoreRing:
         moved = False
         self._inside = True
         try:
-            while not self.error:
+            for _ in range(ROUNDS):
+                if self.error:
+                    break
                 read = self._fill()
                 self._handle()
                 written = self._drain()
                 moved = moved or read or written
                 if not read and not written:
                     break
+            else:
+                self._go_on()
         finally:
             self._inside = False
         if moved or self.error:

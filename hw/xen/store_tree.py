@@ -98,7 +98,7 @@ class Tree:
 
     def __init__(self) -> None:
         self.generation = 0
-        self.owned: Counter[int] = Counter()  # nodes by owner
+        self._owned: Counter[int] = Counter()  # nodes by owner
         self._nodes: dict[str, Node] = {}
         self.put("/", b"", ((0, 0),), ())
 
@@ -106,69 +106,87 @@ class Tree:
         """The node at `path`."""
         return self._nodes.get(path)
 
+    def owned_by(self, domid: int) -> int:
+        """How many nodes a domain owns."""
+        return self._owned[domid]
+
     def put(self, path: str, value: bytes, permissions: tuple[Permission, ...], children: tuple[str, ...]) -> None:
         """Put a node in place, as a new generation of it."""
         old = self._nodes.get(path)
         if old is not None:
-            self.owned[old.owner] -= 1
+            self._owned[old.owner] -= 1
         self.generation += 1
         node = self._nodes[path] = Node(value, permissions, children, self.generation)
-        self.owned[node.owner] += 1
+        self._owned[node.owner] += 1
 
     def delete(self, path: str) -> None:
         """Take a node out; its children and its parent's list are the caller's business."""
         node = self._nodes.pop(path, None)
         if node is not None:
-            self.owned[node.owner] -= 1
+            self._owned[node.owner] -= 1
 
 
 class Transaction:
     """A client's own view of the tree.
 
+    Args:
+        most: how many nodes it may look at; one too many spoils it. None: any number.
+
     Attributes:
-        changes: what to tell watches of if it ends well: path, and whether only watches on just that path hear of it.
+        seen: each node that was looked at, as it was at first; None: it was missing.
+        changes: what to tell watches of if it ends well: whether only watches on just that path hear of it.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, most: int | None = None) -> None:
         self._tree = tree
-        self._seen: dict[str, int | None] = {}  # generation when first looked at; None: was missing
+        self._most = most
+        self._spoiled = False
+        self.seen: dict[str, Node | None] = {}
         self._copies: dict[str, Node | None] = {}
         self._changed: dict[str, None] = {}  # in the order of the first change
-        self.owned: Counter[int] = Counter(tree.owned)
-        self.changes: list[tuple[str, Node, bool]] = []
+        self._gained: Counter[int] = Counter()  # nodes by owner, fewer than there were below 0
+        self.changes: dict[str, bool] = {}
 
     def get(self, path: str) -> Node | None:
-        """The node at `path` as this transaction sees it."""
+        """The node at `path` as this transaction sees it. Raises StoreError("ENOSPC") for one too many."""
         if path not in self._copies:
-            node = self._tree.get(path)
-            self._seen[path] = None if node is None else node.generation
-            self._copies[path] = node
+            if self._most is not None and len(self._copies) >= self._most:
+                self._spoiled = True
+                raise StoreError("ENOSPC", "too many nodes in a transaction")
+            self.seen[path] = self._copies[path] = self._tree.get(path)
         return self._copies[path]
+
+    def owned_by(self, domid: int) -> int:
+        """How many nodes a domain owns, as this transaction sees it."""
+        return self._tree.owned_by(domid) + self._gained[domid]
 
     def put(self, path: str, value: bytes, permissions: tuple[Permission, ...], children: tuple[str, ...]) -> None:
         """Put a node in place, for this transaction."""
         old = self.get(path)
         if old is not None:
-            self.owned[old.owner] -= 1
+            self._gained[old.owner] -= 1
         self._tree.generation += 1
         node = self._copies[path] = Node(value, permissions, children, self._tree.generation)
         self._changed[path] = None
-        self.owned[node.owner] += 1
+        self._gained[node.owner] += 1
 
     def delete(self, path: str) -> None:
         """Take a node out, for this transaction."""
         old = self.get(path)
         if old is not None:
-            self.owned[old.owner] -= 1
+            self._gained[old.owner] -= 1
         self._copies[path] = None
         self._changed[path] = None
 
+    def check(self) -> None:
+        """Raises StoreError: "EAGAIN" when something that it looked at has changed, "ENOMEM" when it was spoiled."""
+        if self._spoiled:
+            raise StoreError("ENOMEM")
+        if any(self._tree.get(path) is not node for path, node in self.seen.items()):  # a change puts a new one
+            raise StoreError("EAGAIN")
+
     def commit(self) -> None:
-        """Make it everybody's. Raises StoreError("EAGAIN") when something that it looked at has changed."""
-        for path, seen in self._seen.items():
-            node = self._tree.get(path)
-            if (None if node is None else node.generation) != seen:
-                raise StoreError("EAGAIN")
+        """Make it everybody's, after `check`."""
         for path in self._changed:
             node = self._copies[path]
             if node is None:

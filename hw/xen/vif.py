@@ -117,6 +117,8 @@ class Vif:
         self.host.store.write(f"{self.device.backend}/{bus.STATE}", bus.XenbusStateClosing)
 
     def close(self) -> None:
-        """Take the interface away."""
+        """Take the interface away; harmless when it was."""
+        if self.device.restart in self.domain.resumed:
+            self.domain.resumed.remove(self.device.restart)
         self.device.stop()
         self.device.link.detach()

@@ -26,6 +26,7 @@ NODES_MAX = 1000
 VALUE_MAX = 2048
 WATCHES_MAX = 128
 TRANSACTIONS_MAX = 10
+TRANSACTION_NODES_MAX = 1024
 PERMISSIONS_MAX = 5
 
 OK = b"OK\0"
@@ -112,9 +113,10 @@ class Store:
 
     def _flush(self) -> None:
         events, self._events = self._events, []
-        for client, path, token in events:
+        for client, path, token in dict.fromkeys(events):  # two watches may share a token; once is enough
             payload = path.encode("latin-1") + b"\0" + token.encode("latin-1") + b"\0"
-            client.send(xs.XS_WATCH_EVENT, 0, 0, payload)
+            if len(payload) <= xs.XENSTORE_PAYLOAD_MAX:  # with a long token it may not fit into a message
+                client.send(xs.XS_WATCH_EVENT, 0, 0, payload)
 
     def _absolute(self, client: StoreClient, path: str) -> str:
         """The absolute path that the client means. Raises StoreError for what is no path."""
@@ -191,7 +193,7 @@ class Store:
                 return
             self._check_size(client, value)
             view.put(path, value, node.permissions, node.children)
-        self._changed(client, view, path, node)
+        self._changed(view, path, node)
 
     def _check_size(self, client: StoreClient, value: bytes) -> None:
         if not client.privileged and len(value) > VALUE_MAX:
@@ -206,7 +208,7 @@ class Store:
         permissions = parent.permissions
         if not client.privileged:
             permissions = ((client.domid, permissions[0][1]), *permissions[1:])
-            if view.owned[client.domid] + len(missing) > NODES_MAX:
+            if view.owned_by(client.domid) + len(missing) > NODES_MAX:
                 raise StoreError("ENOSPC", "too many nodes")
         for each in reversed(missing):
             above = tree.parent_of(each)
@@ -232,22 +234,21 @@ class Store:
             raise StoreError("EINVAL", "the root stays")
         above = tree.parent_of(path)
         parent = view.get(above)
-        name = path.rpartition("/")[2]
-        self._changed(client, view, path, node)
+        going = [(path, node)]
+        for at, each in going:  # grows while it is gone through: a guest's nodes may lie a thousand deep
+            for name in each.children:
+                child = view.get(tree.child_path(at, name))
+                if child is not None:
+                    going.append((tree.child_path(at, name), child))
+        for at, each in going:
+            self._changed(view, at, each, exact=at != path)
         if parent is not None:
+            name = path.rpartition("/")[2]
             names = tuple(each for each in parent.children if each != name)
             view.put(above, parent.value, parent.permissions, names)
-        self._remove(client, view, path, node)
+        for at, _ in going:
+            view.delete(at)
         return OK
-
-    def _remove(self, client: StoreClient, view: View, path: str, node: Node) -> None:
-        for name in node.children:
-            below = tree.child_path(path, name)
-            child = view.get(below)
-            if child is not None:
-                self._changed(client, view, below, child, exact=True)
-                self._remove(client, view, below, child)
-        view.delete(path)
 
     def _get_permissions(self, client: StoreClient, view: View, payload: bytes) -> bytes:
         node = self._node(client, view, self._path(client, payload), tree.READ)
@@ -264,7 +265,7 @@ class Store:
             if len(permissions) > PERMISSIONS_MAX:
                 raise StoreError("ENOSPC", "too many permissions")
         view.put(path, node.value, permissions, node.children)
-        self._changed(client, view, path, node)
+        self._changed(view, path, node)
         return OK
 
     # -- watches -------------------------------------------------------------------------------------------------------
@@ -294,20 +295,22 @@ class Store:
         client.forget()
         return OK
 
-    def _changed(self, client: StoreClient, view: View, path: str, node: Node, *, exact: bool = False) -> None:
-        """A node was changed or is about to go: tell watches, or note it for the end of the transaction."""
-        if isinstance(view, Transaction):
-            view.changes.append((path, node, exact))
-        else:
-            self._fire(path, node, exact)
+    def _changed(self, view: View, path: str, old: Node | None, *, exact: bool = False) -> None:
+        """A node that was `old` was changed or is about to go: tell watches, or note it for the end of the transaction.
 
-    def _fire(self, path: str, node: Node, exact: bool) -> None:
-        parent = self.tree.get(tree.parent_of(path))
+        With `exact` only watches on just that path hear of it.
+        """
+        if isinstance(view, Transaction):
+            view.changes[path] = exact
+        else:
+            self._fire(path, old, exact)
+
+    def _fire(self, path: str, old: Node | None, exact: bool) -> None:
+        """Tell of a node those who might read it before or may now, and those who may read its parent."""
+        nodes = [node for node in (old, self.tree.get(path), self.tree.get(tree.parent_of(path))) if node is not None]
         for client in self.clients:
             domid = client.domid
-            seen = client.privileged or (
-                (node.allows(domid) | (parent.allows(domid) if parent is not None else 0)) & tree.READ
-            )
+            seen = client.privileged or any(node.allows(domid) & tree.READ for node in nodes)
             for (top, token), base in client.watches.items() if seen else ():
                 if (path == top) if exact else tree.is_below(path, top):
                     self._events.append((client, path[len(base) :], token))
@@ -331,7 +334,8 @@ class Store:
             self._next_transaction = (self._next_transaction + 1) & 0xFFFFFFFF
         number = self._next_transaction
         self._next_transaction = (number + 1) & 0xFFFFFFFF
-        client.transactions[number] = Transaction(self.tree)
+        most = None if client.privileged else TRANSACTION_NODES_MAX
+        client.transactions[number] = Transaction(self.tree, most)
         return str(number).encode() + b"\0"
 
     def _end(self, client: StoreClient, tx_id: int, payload: bytes) -> bytes:
@@ -341,9 +345,12 @@ class Store:
         if transaction is None:
             raise StoreError("ENOENT", "no such transaction")
         if payload == b"T\0":
+            transaction.check()
+            if not client.privileged and transaction.owned_by(client.domid) > NODES_MAX:
+                raise StoreError("ENOSPC", "too many nodes")
             transaction.commit()
-            for path, node, exact in transaction.changes:
-                self._fire(path, node, exact)
+            for path, exact in transaction.changes.items():
+                self._fire(path, transaction.seen[path], exact)
         return OK
 
     # -- domains -------------------------------------------------------------------------------------------------------
@@ -362,10 +369,15 @@ class Store:
     def release(self, domid: int) -> None:
         """A domain is gone: its clients' watches and transactions end."""
         self.introduced.discard(domid)
-        for client in [each for each in self.clients if each.domid == domid]:
-            client.forget()
-            self.clients.remove(client)
+        self.forget(domid)
+        self.clients = [client for client in self.clients if client.domid != domid]
         self.fire_special("@releaseDomain")
+
+    def forget(self, domid: int) -> None:
+        """End the watches and transactions of a domain's clients."""
+        for client in self.clients:
+            if client.domid == domid:
+                client.forget()
 
 
 def _strings(payload: bytes, count: int | None = None, *, or_more: bool = False) -> list[str]:

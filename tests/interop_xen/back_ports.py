@@ -127,10 +127,10 @@ class DeviceStore:
         self._serial = 0
         loop.set_reader(self._device.fd, self._readable)
 
-    def request(self, operation: int, payload: bytes, transaction: int = 0) -> bytes:
+    def request(self, operation: int, payload: bytes) -> bytes:
         self._serial += 1
         serial = self._serial
-        self._device.send(xs.MESSAGE.pack(operation, serial, transaction, len(payload)) + payload)
+        self._device.send(xs.MESSAGE.pack(operation, serial, 0, len(payload)) + payload)
         while True:
             while (message := self._next()) is not None:
                 kind, of, body = message
