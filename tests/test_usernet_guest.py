@@ -221,7 +221,7 @@ def test_d13_a_restricted_guest_is_given_an_address_and_no_way_out() -> None:
         sockets: Any = session.guest.socket
         with pytest.raises(OSError, match="unreachable"):
             sockets.create_connection(("198.51.100.1", 80), PATIENCE)
-        with pytest.raises(OSError, match="No route to host"):
+        with pytest.raises(ConnectionRefusedError):  # the gateway is there, as a host with nothing behind it
             sockets.create_connection(("10.0.2.2", 80), PATIENCE)
 
 
