@@ -16,7 +16,7 @@ from guest.drivers.netfront import NetfrontDriver
 from guest.kernel import Guest
 from guest.net.pbuf import PacketBuffer
 from hw.abi.xen_bus import XenbusStateConnected
-from tests.guest_board import STATIC, Board, Peer
+from tests.guest_board import STATIC, Board
 
 CYCLES = 100
 FRAME = b"\x02\0\0\0\0\2\x02\0\0\0\0\1\x88\xb5" + bytes(60)

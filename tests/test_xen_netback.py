@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from hw.clock import VirtualClock
 from hw.loop import Loop
 from hw.wire.cable import cable
+from hw.xen.control import HashSteering, toeplitz
 from hw.xen.hypervisor import Hypervisor
 from tests.scripted_frontend import CSUM_BLANK, EXTRA, MORE, NULL, OKAY, Frontend, FrontRing, Guest
 from tests.test_hw_mmio import Catcher
@@ -305,6 +307,41 @@ def test_queues_of_one_vif_each_have_rings_and_flows_stay_in_one() -> None:
         tx.publish()
         front.kick(index)
         assert front.answers() == [(index, OKAY)]
+
+
+# The verification suite of "Receive Side Scaling" (Microsoft): addresses and ports, the hash of both and of the first.
+RSS_KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
+RSS = [
+    ("66.9.149.187", 2794, "161.142.100.80", 1766, 0x51CCC178, 0x323E8FC2),
+    ("199.92.111.2", 14230, "65.69.140.83", 4739, 0xC626B0EA, 0xD718262A),
+    ("3ffe:2501:200:1fff::7", 2794, "3ffe:2501:200:3::1", 1766, 0x40207D3D, 0x2CC18CD5),
+    ("3ffe:501:8::260:97ff:fe40:efab", 14230, "ff02::1", 4739, 0xDDE51BBF, 0x0F0C461C),
+]
+
+
+@pytest.mark.parametrize(("source", "sport", "destination", "dport", "with_ports", "plain"), RSS)
+def test_h48_a_flow_goes_to_the_queue_that_the_guests_hash_says(
+    source: str, sport: int, destination: str, dport: int, with_ports: int, plain: int
+) -> None:
+    addresses = b"".join(ipaddress.ip_address(each).packed for each in (source, destination))
+    ports = struct.pack(">HH", sport, dport)
+    assert toeplitz(RSS_KEY, addresses + ports) == with_ports
+    assert toeplitz(RSS_KEY, addresses) == plain
+
+    version = 4 if len(addresses) == 8 else 6
+    ip = b"\x45" + bytes(8) + b"\x06" + bytes(2) if version == 4 else b"\x60" + bytes(5) + b"\x06\x40"
+    frame = bytes(12) + (b"\x08\0" if version == 4 else b"\x86\xdd") + ip + addresses + ports + bytes(16)
+    steering = HashSteering(7)
+    assert steering.queue(frame) is None, "the guest has not chosen"
+    steering.algorithm, steering.key = 1, RSS_KEY
+    steering.types = 1 if version == 4 else 4
+    assert steering.queue(frame) == plain % 7
+    steering.types |= 2 if version == 4 else 8
+    assert steering.queue(frame) == with_ports % 7
+    steering.mapping = [6, 5, 4]
+    assert steering.queue(frame) == steering.mapping[with_ports % 3]
+    steering.types = 4 if version == 4 else 1
+    assert steering.queue(frame) is None, "the guest has not chosen for this kind"
 
 
 def test_multicast_is_filtered_once_asked_for() -> None:
