@@ -6,6 +6,7 @@ The witness is scapy, which computes every length and checksum anew.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -268,3 +269,104 @@ def test_lent_memory_is_read_only_and_lent_until_the_joined_packet_is_gone() -> 
     assert packet.tobytes()[-3 * MSS :] == b"".join(frame[-MSS:] for frame in raw)
     del packet
     assert sorted(returned) == [0, 1, 2], "a buffer did not come back"
+
+
+# -- acknowledgements ------------------------------------------------------------------------------------------------
+
+
+def ack(number: int, version: int = 4, **fields: object) -> PacketBuffer:
+    """A received frame that says no more than that all before `number` has come."""
+    frame = headers(version, seq=5, flags="A", ident=number & 0xFFFF)
+    frame[TCP].ack = number & 0xFFFF_FFFF
+    for name, value in fields.items():
+        setattr(frame[TCP], name, value)
+    return PacketBuffer(memoryview(bytearray(bytes(frame))))
+
+
+def acknowledged(packets: list[PacketBuffer]) -> tuple[list[int], int]:
+    """What the frames that are left of `packets` acknowledge, and how many were counted as left out."""
+    counters: Counter[str] = Counter()
+    left = [Ether(packet.tobytes())[TCP].ack for packet in join(packets, counters)]
+    assert set(counters) <= {"rx_acks_merged"}
+    return left, counters["rx_acks_merged"]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("options", [TIMESTAMP, []])
+def test_of_acknowledgements_in_a_row_the_last_is_left(version: int, options: list[object]) -> None:
+    row = [ack(number, version, options=options) for number in (0xFFFF_FF00, 100, 3000, 3001)]
+
+    assert acknowledged(row) == ([3001], 3)
+
+
+def test_the_last_keeps_its_window_and_its_timestamp() -> None:
+    row = [ack(100, window=9), ack(200, window=5, options=[*TIMESTAMP[:2], ("Timestamp", (123460, 654330))])]
+    last = row[1].tobytes()
+
+    assert [packet.tobytes() for packet in join(row, Counter())] == [last]
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        (ack(100), "the same number: a duplicate tells of a loss"),
+        (ack(99), "it goes back"),
+        (ack(200, sport=81), "another stream"),
+        (ack(200, seq=6), "there was something between them"),
+        (ack(200, options=[("NOP", None), ("NOP", None), ("SAck", (300, 400))]), "it tells of a hole"),
+        (ack(200, options=[*TIMESTAMP, ("NOP", None), ("NOP", None), ("SAck", (300, 400))]), "likewise"),
+        (ack(200, options=[]), "without the timestamp of the first"),
+        (ack(200, flags="AE"), "congestion is told"),
+        (ack(200, flags="FA"), "the end of the stream"),
+        (ack(200, flags="RA"), "a reset"),
+        (ack(200, flags="PA"), "not plain"),
+        (ack(200, chksum=1), "it was damaged on the way"),
+        (ack(200, urgptr=7, flags="AU"), "urgent"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_what_says_more_or_may_be_wrong_is_left_to_tcp(second: PacketBuffer, why: str) -> None:
+    number = Ether(second.tobytes())[TCP].ack
+
+    assert acknowledged([ack(100), second]) == ([100, number], 0), why
+
+
+def test_a_damaged_ip_header_makes_no_acknowledgement() -> None:
+    damaged = ack(200)
+    damaged.area[24] ^= 1
+
+    assert acknowledged([ack(100), damaged]) == ([100, 200], 0)
+
+
+def test_acknowledgements_with_data_between_them_are_all_left() -> None:
+    data = frames_of(4, bytes(2 * MSS), flags="A")
+    counters: Counter[str] = Counter()
+
+    left = join([ack(100), *data, ack(200), ack(300)], counters)
+
+    assert [len(packet.frags) for packet in left] == [0, 2, 0]
+    assert counters == {"rx_acks_merged": 1}
+    assert Ether(left[2].tobytes())[TCP].ack == 300
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        b"what is no frame",
+        expected(4, bytes(20), seq=1, flags="PA", ident=1, mss=MSS)[0],
+        a_fin(expected(4, bytes(MSS), seq=1, flags="PA", ident=1, mss=MSS)[0]),
+        corrupt_tcp(expected(6, bytes(MSS), seq=1, flags="PA", ident=1, mss=MSS)[0]),
+    ],
+    ids=["noise", "a small segment", "a large one that is the last", "a damaged one"],
+)
+def test_what_stands_between_acknowledgements_is_never_left_out(between: bytes) -> None:
+    frames = [ack(100), PacketBuffer(memoryview(bytearray(between))), ack(200)]
+    before = [packet.tobytes() for packet in frames]
+
+    assert [packet.tobytes() for packet in join(frames, Counter())] == before
+
+
+def test_two_that_tell_of_holes_are_both_left() -> None:
+    holes = [*TIMESTAMP, ("NOP", None), ("NOP", None), ("SAck", (900, 1000))]
+
+    assert acknowledged([ack(100, options=holes), ack(200, options=holes)]) == ([100, 200], 0)

@@ -117,7 +117,7 @@ class DirectInterface(NetDevice, Receiver):
         self.counters["rx_packets"] += len(packets)
         self.counters["rx_bytes"] += size
         # A router hands on what it was sent, frame by frame; and `join` reads Ethernet headers.
-        self.deliver(packets if self._stack.forwarding or self._bare else join(packets))
+        self.deliver(packets if self._stack.forwarding or self._bare else join(packets, self.counters))
 
     def pull(self, link: Link) -> None:
         """Read what is there, up to `PULLED` frames."""

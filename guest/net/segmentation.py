@@ -13,6 +13,7 @@ Sections: `cut`, `join`.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Sequence
 
 from guest.net.checksum import inet_sum, sum_views
@@ -33,6 +34,8 @@ V4_HEADER = 20
 V6_HEADER = 40
 CHECKSUM_AT = 16  # in TCP's header
 LARGEST = 65535 - 64  # bytes of payload in one packet
+ACK_FRAME = 14 + 40 + 20 + 12  # bytes of the largest that is nothing but an acknowledgement
+TIMESTAMPS = b"\1\1\x08\n"  # how the option is laid out by everybody (RFC 7323 appendix A)
 SMALLEST = 536  # shorter segments are left alone: they would pin more memory than they fill
 _PAIR = struct.Struct("!HH")
 _HALF = struct.Struct("!H")
@@ -153,27 +156,38 @@ class _Run:
         self.size = 0
 
 
-def join(packets: Sequence[PacketBuffer]) -> Sequence[PacketBuffer]:
+def join(packets: Sequence[PacketBuffer], counters: Counter[str] | None = None) -> Sequence[PacketBuffer]:
     """Received frames, in order, those joined that are segments of one stream and follow each other directly.
 
     Joined are linear frames with nothing but ACK and PSH set, the same options, acknowledgement and window, whose
     checksums are right; all others, and their order, stay as they are. A joined packet has headers of its own and the
     payload in place; nothing is written into received memory, which stays lent as long as the packet is there. It says
     DATA_VALID, and in its `offload` how it came.
+
+    Of acknowledgements without data that follow each other directly the last says what all of them say; the others are
+    left out, and counted in `counters` as `rx_acks_merged`.
     """
     if len(packets) < 2:
         return packets
     found: list[PacketBuffer] = []
     run: _Run | None = None
+    before: _Ack | None = None  # what the last frame found is, if it is nothing but an acknowledgement
     for packet in packets:
         area = packet.area
         base = packet.data
         size = packet.tail - base
         if size < 54 + SMALLEST or packet.frags or packet.offload is not None:
             _close(run, found)
-            run = None
-            found.append(packet)
+            ack_now = _Ack.of(packet) if size <= ACK_FRAME and not packet.frags and packet.offload is None else None
+            if run is None and ack_now is not None and before is not None and ack_now.says_more_than(before):
+                found[-1] = packet
+                if counters is not None:
+                    counters["rx_acks_merged"] += 1
+            else:
+                found.append(packet)
+            run, before = None, ack_now
             continue
+        before = None
         fields = _V4_TCP.unpack_from(area, base)
         macs, kind, first, total, _, fragment, protocol, _, addresses, ports, seq, ack, word, window, _, _ = fields
         start = ETHERNET + V4_HEADER
@@ -229,6 +243,58 @@ def join(packets: Sequence[PacketBuffer]) -> Sequence[PacketBuffer]:
             run = None
     _close(run, found)
     return found
+
+
+class _Ack:
+    """A frame that is nothing but an acknowledgement, with timestamps or without options, and right checksums.
+
+    Attributes:
+        key: what is the same in all of a row. number: what is acknowledged.
+    """
+
+    __slots__ = ("key", "number")
+
+    def __init__(self, key: tuple[object, ...], number: int) -> None:
+        self.key = key
+        self.number = number
+
+    @classmethod
+    def of(cls, packet: PacketBuffer) -> _Ack | None:
+        """What `packet` is, or None for anything else."""
+        area, base = packet.area, packet.data
+        size = packet.tail - base
+        if size < _V4_TCP.size:
+            return None
+        macs, kind, first, size_ip, _, fragment, protocol, _, addresses, ports, seq, number, word, _, _, _ = (
+            _V4_TCP.unpack_from(area, base)
+        )
+        start = ETHERNET + V4_HEADER
+        if kind == ETH_P_IP:
+            size_ip -= V4_HEADER
+            plain = first >> 8 == 0x45 and not fragment & 0x3FFF and protocol & 0xFF == TCP
+        elif kind == ETH_P_IPV6 and size >= _V6_TCP.size:
+            macs, _, first, size_ip, protocol, addresses, ports, seq, number, word, _, _, _ = _V6_TCP.unpack_from(
+                area, base
+            )
+            start = ETHERNET + V6_HEADER
+            plain = first >> 28 == 6 and protocol >> 8 == TCP
+        else:
+            return None
+        end = start + size_ip
+        options = size_ip - 20
+        if not plain or word & 0xFFF != ACK or size_ip != word >> 12 << 2 or end > size or options not in (0, 12):
+            return None
+        if options and area[base + start + 20 : base + start + 24] != TIMESTAMPS:
+            return None
+        if (inet_sum(area[base + start : base + end]) + inet_sum(addresses) + TCP + size_ip) % 0xFFFF:
+            return None
+        if kind == ETH_P_IP and inet_sum(area[base + ETHERNET : base + start]) != 0xFFFF:
+            return None
+        return cls((macs, kind, first, protocol, addresses, ports, seq, options), number)
+
+    def says_more_than(self, other: _Ack) -> bool:
+        """Whether it acknowledges more of the same stream."""
+        return self.key == other.key and 0 < self.number - other.number & 0xFFFF_FFFF < 1 << 31
 
 
 def _close(run: _Run | None, found: list[PacketBuffer]) -> None:
