@@ -172,6 +172,7 @@ def parse(packet: bytes, time: int = 0) -> Segment:
         ecn, ttl, df = packet[1] >> 4 & 3, packet[7], True
     assert protocol_of(packet) == 6, "not TCP"
     assert checksum(pseudo(src, dst, len(body)) + body) == 0, "TCP checksum"
+    assert body[16:18] != b"\xff\xff", "the other way to write a checksum of zero, which no host writes"
     sport, dport, seq, ack, word, win, _, urg = struct.unpack_from("!HHIIHHHH", body)
     assert word & 0x0F00 == 0, "reserved bits"
     size = word >> 12 << 2

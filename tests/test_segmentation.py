@@ -82,6 +82,26 @@ def test_segments_are_those_that_would_have_been_sent_one_by_one(
     assert frames == expected(version, payload, seq=seq, flags=flags, ident=ident, mss=mss)
 
 
+def test_a_sum_of_all_ones_is_written_as_a_checksum_of_zero() -> None:
+    """65535 would say the same to whoever adds up, but no other sender writes it."""
+    (probe,) = expected(4, bytes(2), seq=1, flags="PA", ident=1, mss=MSS)
+    payload = probe[50:52]  # its checksum: with it for a payload the sum is all ones
+
+    ((head, body),) = cut(large(4, payload, []))
+
+    assert bytes(body) == payload
+    assert bytes(head[50:52]) == b"\0\0"
+
+
+def test_an_ip_header_whose_sum_is_all_ones_has_a_checksum_of_zero() -> None:
+    (probe,) = expected(4, bytes(9), seq=1, flags="PA", ident=0, mss=MSS)
+    ident = int.from_bytes(probe[24:26], "big")
+
+    ((head, _),) = cut(large(4, bytes(9), [], ident=ident))
+
+    assert bytes(head[24:26]) == b"\0\0"
+
+
 def test_a_payload_is_not_copied() -> None:
     payload = bytes(range(256)) * 40
     frames = cut(large(4, payload, [3000]))

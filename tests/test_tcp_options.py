@@ -146,6 +146,24 @@ def parse_and_cut(segment: object, size: int) -> bytes:
     return ip_packet(packet[12:16], packet[16:20], 6, packet[20 : 20 + size])
 
 
+def checksum_of_what_is_sent(family: int, data: bytes) -> int:
+    """By a connection that is each time the same but for its data."""
+    world = World(family)
+    peer, end = world.established()
+    end.writes(data)
+    packet = peer.expects("P.", data=data).packet
+    start = 20 if family == 4 else 40
+    return int.from_bytes(packet[start + 16 : start + 18], "big")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_sum_of_all_ones_is_sent_as_a_checksum_of_zero(family: int) -> None:
+    """It is the inverted sum; 65535 would say the same to whoever adds up, but no other host writes it."""
+    check = checksum_of_what_is_sent(family, bytes(2))
+
+    assert checksum_of_what_is_sent(family, check.to_bytes(2, "big")) == 0
+
+
 def test_h58_a_wrong_checksum_drops_the_segment() -> None:
     world = World()
     peer, end = world.established()

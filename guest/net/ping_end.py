@@ -102,7 +102,7 @@ class PingEndpoint(PortlessEndpoint):
         total = inet_sum(packet.linear)
         if self.family == 6:
             total += src + dst + size + ICMPV6
-        area[HEADROOM + 2 : HEADROOM + 4] = (0xFFFF - total % 0xFFFF).to_bytes(2, "big")
+        area[HEADROOM + 2 : HEADROOM + 4] = (-total % 0xFFFF).to_bytes(2, "big")
         failed = self._output(packet, self.protocol, dst, src, hop, out, ttl, tos)
         self._layer.counters["tx_failed" if failed else "tx_packets"] += 1
         return failed

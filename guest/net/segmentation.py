@@ -72,7 +72,8 @@ def cut(packet: PacketBuffer) -> list[list[Buffer]]:
     head[start + 13] = 0
     check_at += start
     head[check_at : check_at + 2] = bytes(2)
-    # 2^16 is 1 modulo 65535, so what differs between segments is added to what does not.
+    # 2^16 is 1 modulo 65535, so what differs between segments is added to what does not. A sum is never 0 (it has the
+    # protocol and the length), so that of two ways to write nothing the checksum is 0, not 65535.
     tcp_sum = inet_sum(head[ip + (12 if v4 else 8) : start]) + TCP + inet_sum(head[start:])
     tcp_size = head_size - start
     ident = ip_sum = 0
@@ -116,13 +117,13 @@ def cut(packet: PacketBuffer) -> list[list[Buffer]]:
         if v4:
             total = V4_HEADER + length
             _PAIR.pack_into(mine, ip + 2, total, ident)
-            _HALF.pack_into(mine, ip + 10, 0xFFFF - (ip_sum + total + ident) % 0xFFFF)
+            _HALF.pack_into(mine, ip + 10, -(ip_sum + total + ident) % 0xFFFF)
             ident = ident + 1 & 0xFFFF
         else:
             _HALF.pack_into(mine, ip + 4, length)
         _WORD.pack_into(mine, start + 4, seq)
         mine[start + 13] = said
-        _HALF.pack_into(mine, check_at, 0xFFFF - (tcp_sum + length + seq + said + body_sum) % 0xFFFF)
+        _HALF.pack_into(mine, check_at, -(tcp_sum + length + seq + said + body_sum) % 0xFFFF)
         made[0] = mine
         found.append(made)
         seq = seq + size & 0xFFFF_FFFF

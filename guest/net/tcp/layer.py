@@ -252,7 +252,7 @@ class Tcp(Layer):
                 total += int.from_bytes(options, "big")
             if length:
                 total += inet_sum(views[0]) if len(views) == 1 else sum_views(views)
-            check = 0xFFFF - total % 0xFFFF
+            check = -total % 0xFFFF
         HEADER.pack_into(area, HEADROOM, src_port, dst_port, seq, ack, word, window, check, urgent)
         if options:
             area[HEADROOM + HEADER_SIZE :] = options
@@ -291,7 +291,7 @@ class Tcp(Layer):
         seq &= MASK
         word = size << 10 | flags
         total = local + dst + PROTOCOL + size + src_port + dst_port + seq + ack + word + window
-        check = 0xFFFF - (total + int.from_bytes(options, "big")) % 0xFFFF
+        check = -(total + int.from_bytes(options, "big")) % 0xFFFF
         HEADER.pack_into(area, HEADROOM, src_port, dst_port, seq, ack, word, window, check, 0)
         area[HEADROOM + HEADER_SIZE :] = options
         packet = PacketBuffer(area, HEADROOM)
