@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 MICROSECOND = 1
@@ -33,7 +34,7 @@ class Timer:
         self.callback = None
 
 
-class Clock:
+class Clock(ABC):
     """A source of time with timers. `virtual` says whether time can be moved."""
 
     virtual = False
@@ -42,13 +43,13 @@ class Clock:
         self._heap: list[tuple[int, int, Timer]] = []
         self._serial = 0
 
+    @abstractmethod
     def now(self) -> int:
         """Microseconds since the clock's own zero."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wall(self) -> int:
         """Microseconds since 1970-01-01 UTC, for captures and dates."""
-        raise NotImplementedError
 
     def at(self, when: int, callback: Callable[[], None]) -> Timer:
         """Call `callback` once `now()` has reached `when`."""

@@ -56,6 +56,17 @@ class End(MessageEndpoint):
         self.closed = True
         self.net.open.remove(self)
 
+    def bind(self, addr: int, port: int, interface: object = None) -> int:
+        raise AssertionError("a resolver connects, and binds nothing")
+
+    def disconnect(self) -> int:
+        raise AssertionError("a resolver opens a new end for each server")
+
+    def join(self, group: int, interface: object = None) -> int:
+        raise AssertionError("a resolver asks no group")
+
+    leave = join
+
     # -- what the test does --
 
     @property

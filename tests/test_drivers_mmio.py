@@ -15,6 +15,7 @@ from guest.services import Services
 from hw.abi import virtio as abi
 from hw.abi import virtio_mmio as reg
 from hw.abi import virtio_net as net
+from tests.fakes import FakeDevice
 from tests.scripted_device import BASE, ScriptedMachine, frame_of, packet_of
 
 # -- the command line --------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def test_c10_transmission_goes_through_the_node() -> None:
 def test_c12_net_link_init_probes_in_registration_order() -> None:
     machine = ScriptedMachine()
     probed: list[str] = []
-    first, second = NetDevice("a", bytes(6)), NetDevice("b", bytes(6))
+    first, second = FakeDevice(), FakeDevice()
     grid = DriverGrid()
     for entry in (node("rtl8139", probed), node("e1000", probed, [second]), node("ne2000", probed, [first])):
         grid.register(entry)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from guest.net.device import NetDevice
 from guest.net.pbuf import HEADROOM, Lease, PacketBuffer, PacketError, PacketQueue
+from tests.fakes import FakeDevice
 
 SIZES = st.integers(-2, 40)
 
@@ -216,7 +216,7 @@ def test_the_queue_is_a_list_of_packets(steps: list[tuple[str, bytes]]) -> None:
 
 
 def test_a_device_delivers_to_its_receiver_or_counts() -> None:
-    device = NetDevice("eth0", bytes(6))
+    device = FakeDevice()
     device.deliver([PacketBuffer.from_bytes(b"a"), PacketBuffer.from_bytes(b"b")])
     assert device.counters["rx_dropped_no_receiver"] == 2
     seen: list[bytes] = []

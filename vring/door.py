@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
@@ -66,7 +67,7 @@ def _in_order(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     return tuple(signature(getattr(Calls, name)).bind(None, *args, **kwargs).arguments.values())[1:]
 
 
-class GuestCalls:
+class GuestCalls(ABC):
     """The system calls of `guest`, as attributes."""
 
     def __init__(self, guest: Guest) -> None:
@@ -91,8 +92,9 @@ class GuestCalls:
             raise
         return made
 
+    @abstractmethod
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError
+        """Do the call."""
 
 
 class _Epoll(Epoll):

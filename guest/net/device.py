@@ -9,6 +9,7 @@ name says its reason (`rx_dropped_short`, `tx_dropped_ring_full`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -40,7 +41,7 @@ FLAG_NAMES = {
 }
 
 
-class NetDevice:
+class NetDevice(ABC):
     """A device that moves whole Ethernet frames.
 
     Attributes:
@@ -70,9 +71,9 @@ class NetDevice:
         self.link_changed: Callable[[], None] | None = None  # told when `flags` changed by the device's doing
         self.wants_room: Callable[[], None] | None = None
 
+    @abstractmethod
     def transmit(self, packets: Sequence[PacketBuffer]) -> int:
         """Send packets, first to last; how many were accepted. Those that were not are dropped and counted here."""
-        raise NotImplementedError
 
     def tx_room(self) -> int:
         """How many frames may follow each other now without overrunning the device; UNLIMITED where it knows no limit.
@@ -89,7 +90,7 @@ class NetDevice:
         """Deliver some of what has arrived without waiting for an interrupt; whether more is waiting."""
         return False
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # most have nothing to give back
         """Stop, and give everything back; harmless when done before."""
 
     def deliver(self, packets: Sequence[PacketBuffer]) -> None:

@@ -19,6 +19,7 @@ Sections: `SocketOptions`, `Datagram`, `Endpoint`, `MessageEndpoint`.
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,8 +132,8 @@ class Datagram(NamedTuple):
     flow: int
 
 
-class Endpoint:
-    """One communication end: names, options, errors and states. What raises NotImplementedError is the protocol's.
+class Endpoint(ABC):
+    """One communication end: names, options, errors and states. What is abstract is the protocol's.
 
     Args:
         family: 4, or 6.
@@ -166,38 +167,38 @@ class Endpoint:
 
     # -- what the protocol does ----------------------------------------------------------------------------------
 
+    @abstractmethod
     def bind(self, addr: int, port: int, interface: Interface | None = None) -> int:
         """Take a local address and port; port 0 takes a free one. `interface` is the zone of a link-local address.
 
         0, EINVAL (bound already, no zone), EADDRINUSE, EADDRNOTAVAIL or EBADF.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def connect(self, addr: int, port: int, interface: Interface | None = None) -> int:
         """Fix the remote end: only its packets are received, its errors are reported, and sending needs no address.
 
         `interface` is the zone of a link-local address. 0, ENETUNREACH, EACCES (a broadcast address without
         `options.broadcast`), EINVAL, EAGAIN (no port free) or EBADF.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def disconnect(self) -> int:
         """Undo `connect` (connecting to AF_UNSPEC), and the bind that it made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Give up port and all else that it has. Any later call gives EBADF; closing again does nothing."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def readable(self) -> bool:
         """Whether there is something to receive, or the end of it. (An error makes poll say POLLERR, not POLLIN.)"""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def writable(self) -> bool:
         """Whether sending would not have to wait."""
-        raise NotImplementedError
 
     # -- errors and states ---------------------------------------------------------------------------------------
 
@@ -245,6 +246,7 @@ class MessageEndpoint(Endpoint):
 
     # -- what the protocol does ----------------------------------------------------------------------------------
 
+    @abstractmethod
     def send(
         self,
         pieces: Sequence[Buffer],
@@ -266,18 +268,17 @@ class MessageEndpoint(Endpoint):
         Returns:
             0 or an errno; a pending error is taken and returned, and nothing sent then.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, group: int, interface: Interface | None = None) -> int:
         """Become a member of a multicast group on `interface`; None for the one that routing says.
 
         0, EINVAL (no group), ENODEV (no such interface) or EADDRINUSE (member already).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self, group: int, interface: Interface | None = None) -> int:
         """End a membership; 0, EINVAL, or EADDRNOTAVAIL where there is none."""
-        raise NotImplementedError
 
     # -- receiving -----------------------------------------------------------------------------------------------
 

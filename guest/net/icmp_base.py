@@ -18,6 +18,7 @@ Every message that comes in is counted once more: under `rx_echo_requests`, `rx_
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -55,7 +56,7 @@ class RawEnds(Protocol):
         """Whether a large packet with these first 8 bytes behind its IP header was sent of late."""
 
 
-class IcmpLayer(Layer):
+class IcmpLayer(Layer, ABC):
     """ICMP of one family in one stack.
 
     Args:
@@ -107,21 +108,21 @@ class IcmpLayer(Layer):
 
     # -- what a family knows -------------------------------------------------------------------------------------
 
+    @abstractmethod
     def pseudo_sum(self, src: int, dst: int, size: int) -> int:
         """The sum of what a checksum covers besides the message."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive(self, packet: PacketBuffer, header: IpHeader, kind: int, code: int, value: int) -> str:
         """A message that is no echo: the counter that it belongs under. `value` is the header's second word."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_quote(self, quote: bytes) -> Quote | str:
         """Read a quoted packet; or the reason not to believe it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_error(self, kind: int) -> bool:
         """Whether a message type is an error, about which no other is sent."""
-        raise NotImplementedError
 
     # -- input ---------------------------------------------------------------------------------------------------
 

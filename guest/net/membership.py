@@ -13,6 +13,7 @@ Promises:
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -46,7 +47,7 @@ class Query(NamedTuple):
     old: bool
 
 
-class Membership(Layer):
+class Membership(Layer, ABC):
     """The memberships of one interface in one family.
 
     Args:
@@ -89,21 +90,21 @@ class Membership(Layer):
 
     # -- what a family knows -------------------------------------------------------------------------------------
 
+    @abstractmethod
     def reported(self, group: int) -> bool:
         """Whether memberships of `group` are told at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, packet: PacketBuffer, header: IpHeader) -> str:
         """A message arrived, and is shown to the trace: the counter that it belongs under."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send_report(self, records: Sequence[tuple[int, int]]) -> None:
         """Send records, type and group, in one message."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send_old(self, group: int, joined: bool) -> None:
         """Send the older version's report or farewell."""
-        raise NotImplementedError
 
     # -- messages ------------------------------------------------------------------------------------------------
 

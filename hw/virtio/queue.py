@@ -17,6 +17,7 @@ Sections: `QueueError`, `Chain`, `DeviceQueue`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 
 from hw.abi.virtio import (
@@ -59,7 +60,7 @@ class Chain:
         self.descriptors = 0
 
 
-class DeviceQueue:
+class DeviceQueue(ABC):
     """The device's view of one virtqueue.
 
     Args:
@@ -94,32 +95,32 @@ class DeviceQueue:
 
     # -- what a format fills in --------------------------------------------------------------------------------------
 
+    @abstractmethod
     def available(self) -> int:
         """How many chains can be taken at least. Raises QueueError when the driver offers more than it has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pop(self) -> Chain | None:
         """Take the next available chain, or None. Raises QueueError for a chain that breaks a rule."""
-        raise NotImplementedError
 
+    @abstractmethod
     def push(self, head: int, written: int) -> None:
         """Give a chain back: `written` is how many bytes of its writable part were written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flush(self) -> bool:
         """Publish what was pushed; whether the driver wants an interrupt for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def disable_kicks(self) -> None:
         """Tell the driver that no notification is needed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def enable_kicks(self) -> bool:
         """Ask for a notification with the next buffer; whether one came in the meantime, unannounced.
 
         Raises QueueError as `available` does.
         """
-        raise NotImplementedError
 
     # -- use in order (§2.7.9, §2.8.8) -------------------------------------------------------------------------------
 

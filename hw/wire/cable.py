@@ -13,6 +13,7 @@ Read first: `link.py`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ BACKLOG_BYTES = 4 << 20
 _BATCH = 64
 
 
-class MemoryLink(Link):
+class MemoryLink(Link, ABC):
     """One end of a wire inside this process; a subclass says where `_send` takes the frames.
 
     Args:
@@ -56,9 +57,9 @@ class MemoryLink(Link):
         """Frames that wait for the receiver."""
         return len(self._backlog)
 
+    @abstractmethod
     def _send(self, frames: Sequence[Frame]) -> None:
         """Take the frames to where they go, and count those that go nowhere."""
-        raise NotImplementedError
 
     def transmit(self, frames: Sequence[Frame]) -> int:
         """Send frames; a wire in memory takes all of them."""

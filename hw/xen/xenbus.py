@@ -11,6 +11,7 @@ Read first: Xen's public `io/xenbus.h`, `hw/abi/xen_bus.py`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 
 from hw.abi import xen_bus as bus
@@ -19,7 +20,7 @@ from hw.xen.ring import RingError
 from hw.xen.store_client import StoreAccess
 
 
-class XenbusBackend:
+class XenbusBackend(ABC):
     """One device's back end. Subclasses fill in `connect` and `disconnect`.
 
     Args:
@@ -46,13 +47,13 @@ class XenbusBackend:
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def connect(self) -> None:
         """The front end is ready: read its keys and attach. Raises StoreError, GrantError, EventError, RingError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def disconnect(self) -> None:
         """Let go of everything of the front end's; harmless where nothing was attached."""
-        raise NotImplementedError
 
     def fail(self, reason: str) -> None:
         """The front end broke a rule: detach from it, say why, close. It may begin anew."""
