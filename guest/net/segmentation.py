@@ -179,7 +179,7 @@ def join(packets: Sequence[PacketBuffer], counters: Counter[str] | None = None) 
         size = packet.tail - base
         if size < 54 + SMALLEST or packet.frags or packet.offload is not None:
             _close(run, found)
-            ack_now = _Ack.of(packet) if size <= ACK_FRAME and not packet.frags and packet.offload is None else None
+            ack_now = _Ack.of(packet)
             if run is None and ack_now is not None and before is not None and ack_now.says_more_than(before):
                 found[-1] = packet
                 if counters is not None:
@@ -264,7 +264,7 @@ class _Ack:
         """What `packet` is, or None for anything else."""
         area, base = packet.area, packet.data
         size = packet.tail - base
-        if size < _V4_TCP.size:
+        if not _V4_TCP.size <= size <= ACK_FRAME or packet.frags or packet.offload is not None:
             return None
         macs, kind, first, size_ip, _, fragment, protocol, _, addresses, ports, seq, number, word, _, _, _ = (
             _V4_TCP.unpack_from(area, base)
