@@ -207,15 +207,19 @@ class DirectInterface(NetDevice, Receiver):
         """Send packets of which some are to be cut; how many were sent or kept."""
         frames: list[Frame] = []
         ends: list[int] = []  # how many frames there are up to the end of each packet
+        size = 0
         for packet in packets:
+            size += len(packet)
             if packet.offload is not None and packet.offload.gso_type:
-                frames += [(None, pieces) for pieces in cut(packet)]
+                segments = cut(packet)
+                size += (len(segments) - 1) * packet.offload.hdr_len  # the first has the packet's own headers
+                frames += [(None, pieces) for pieces in segments]
             else:
                 frames.append((None, packet.views()))  # type: ignore[arg-type]  # a list of memoryviews is one of buffers
             ends.append(len(frames))
         taken = self.link.transmit(frames)
         self.counters["tx_packets"] += taken
-        self.counters["tx_bytes"] += sum(map(frame_length, frames[:taken]))
+        self.counters["tx_bytes"] += size - sum(map(frame_length, frames[taken:]))
         if taken == len(frames):
             return len(packets)
         self._full = True

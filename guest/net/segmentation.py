@@ -222,8 +222,8 @@ def join(packets: Sequence[PacketBuffer], counters: Counter[str] | None = None) 
         if not follows:
             _close(run, found)
             run = None
-        pseudo = inet_sum(addresses) + TCP + size_ip
-        good = (inet_sum(area[base + start : base + end]) + pseudo) % 0xFFFF == 0
+        # In both families the addresses, which the checksum covers too, stand right before the segment.
+        good = (inet_sum(area[base + start - len(addresses) : base + end]) + TCP + size_ip) % 0xFFFF == 0
         if good and kind == ETH_P_IP:
             good = inet_sum(area[base + ETHERNET : base + start]) == 0xFFFF
         if not good:
@@ -287,7 +287,7 @@ class _Ack:
             return None
         if options and area[base + start + 20 : base + start + 24] != TIMESTAMPS:
             return None
-        if (inet_sum(area[base + start : base + end]) + inet_sum(addresses) + TCP + size_ip) % 0xFFFF:
+        if (inet_sum(area[base + start - len(addresses) : base + end]) + TCP + size_ip) % 0xFFFF:
             return None
         if kind == ETH_P_IP and inet_sum(area[base + ETHERNET : base + start]) != 0xFFFF:
             return None
