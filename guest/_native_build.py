@@ -1,4 +1,5 @@
-"""Builds `guest._native`, the guest's small C helper: the Internet checksum's sum and a memory fence.
+"""Builds `guest._native`, the guest's small C helper: the Internet checksum's sum, cutting a TCP packet into segments
+(`guest/net/gso.py`), and a memory fence.
 
 The extension is optional. Whoever imports it catches ImportError and does the same in Python, which is slower but
 not different. The machine's side has C of its own in `hw/_native_build.py`; the sources are separate on purpose, so
@@ -16,6 +17,8 @@ ffi = FFI()
 
 ffi.cdef("""
 uint32_t vring_inet_sum(const uint8_t *data, size_t length);
+void vring_cut(uint8_t *out, const uint8_t *head, size_t head_size, size_t ip, size_t start,
+               const uint8_t *payload, size_t length, size_t most);
 void vring_fence(void);
 """)
 
@@ -66,6 +69,59 @@ static uint32_t vring_inet_sum(const uint8_t *data, size_t length)
     if (first)
         sum = (sum >> 8) | ((sum & 0xff) << 8);
     return (uint32_t)sum;
+}
+
+static void put16(uint8_t *at, uint32_t value)
+{
+    at[0] = (uint8_t)(value >> 8);
+    at[1] = (uint8_t)value;
+}
+
+static void put_checksum(uint8_t *at, uint32_t sum)
+{
+    while (sum >> 16)
+        sum = (sum >> 16) + (sum & 0xffff);
+    put16(at, ~sum);
+}
+
+/* Segments of at most `most` bytes of payload, one behind the other. `head` is the headers of the whole packet, with
+   IP at `ip` and TCP at `start`; `out` has room for one per segment and for the payload. */
+static void vring_cut(uint8_t *out, const uint8_t *head, size_t head_size, size_t ip, size_t start,
+                      const uint8_t *payload, size_t length, size_t most)
+{
+    const int v4 = start - ip == 20;
+    const size_t addresses = ip + (v4 ? 12 : 8);
+    const uint8_t *tcp_head = head + start;
+    uint32_t ident = (uint32_t)head[ip + 4] << 8 | head[ip + 5];
+    uint32_t seq = (uint32_t)tcp_head[4] << 24 | (uint32_t)tcp_head[5] << 16 | (uint32_t)tcp_head[6] << 8 | tcp_head[7];
+    uint8_t off = 0;   /* CWR in all but the first */
+
+    while (length > 0) {
+        const size_t size = length < most ? length : most;
+        const size_t segment = head_size - start + size;
+        uint8_t *tcp = out + start;
+
+        memcpy(out, head, head_size);
+        memcpy(out + head_size, payload, size);
+        if (v4) {
+            put16(out + ip + 2, (uint32_t)(20 + segment));
+            put16(out + ip + 4, ident++);
+            put16(out + ip + 10, 0);
+            put_checksum(out + ip + 10, vring_inet_sum(out + ip, 20));
+        } else {
+            put16(out + ip + 4, (uint32_t)segment);
+        }
+        put16(tcp + 4, seq >> 16);
+        put16(tcp + 6, seq);
+        tcp[13] &= (uint8_t)~(off | (size < length ? 0x09 : 0));   /* PSH, FIN in the last alone */
+        put16(tcp + 16, 0);
+        put_checksum(tcp + 16, vring_inet_sum(out + addresses, start - addresses + segment) + 6 + (uint32_t)segment);
+        off = 0x80;
+        seq += (uint32_t)size;
+        out += head_size + size;
+        payload += size;
+        length -= size;
+    }
 }
 
 static void vring_fence(void)

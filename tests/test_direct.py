@@ -13,7 +13,7 @@ from scapy.packet import Raw
 
 from guest.net.address import parse_address
 from guest.net.interface import Interface
-from guest.net.pbuf import PacketBuffer
+from guest.net.pbuf import Offload, PacketBuffer
 from guest.net.stack import Stack
 from guest.net.tcp.endpoint import TcpEndpoint
 from hw.clock import VirtualClock
@@ -279,6 +279,20 @@ def test_d19_what_waits_to_be_cut_waits_whole(loop: Loop) -> None:
     wire.room = 100
     eth.writable()
     assert [len(frame) for frame in wire.sent] == [47, 1514, 1514, 1514, 674, 46]
+
+
+def test_d19_what_cannot_be_cut_is_dropped_and_counted_and_the_rest_goes_on(loop: Loop) -> None:
+    wire = Narrow()
+    wire.room = 100
+    _, eth, _ = streaming(loop, wire)
+    wire.sent = []
+    senseless = PacketBuffer.from_bytes(bytes(100))
+    senseless.offload = Offload(gso_type=1, hdr_len=54, gso_size=0, csum_start=34, csum_offset=16)
+
+    assert eth.transmit([senseless, PacketBuffer.from_bytes(b"a frame")]) == 2
+
+    assert wire.sent == [b"a frame"]
+    assert eth.counters["tx_dropped_offload"] == 1
 
 
 def test_d19_a_wire_that_cuts_gets_what_tcp_sends_at_a_time(loop: Loop) -> None:

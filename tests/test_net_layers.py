@@ -18,7 +18,7 @@ ROOT = Path(guest.net.__file__).parent
 
 # From the bottom up; a module may import those before it.
 ORDER = [
-    "pbuf", "device", "tcp.config", "config", "address", "checksum", "layer", "ethernet", "segmentation", "neighbour",
+    "pbuf", "device", "tcp.config", "config", "address", "checksum", "layer", "ethernet", "gro", "gso", "neighbour",
     "arp", "family", "route", "groups", "pmtu", "source", "hops", "fragment", "extensions", "guard_rule",
     "guard_answer", "guard",
     "ipv4", "ipv6", "reassembly", "forward", "ip", "timer", "bare", "endpoint", "icmp_error", "icmp_errno", "addressed",

@@ -22,7 +22,6 @@ Read first: `hw/wire/link.py`, `guest/net/device.py`.
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -36,9 +35,10 @@ from guest.net.device import (
     UNLIMITED,
     NetDevice,
 )
+from guest.net.gro import join
+from guest.net.gso import Cutter
 from guest.net.interface import Interface
 from guest.net.pbuf import Offload, PacketBuffer
-from guest.net.segmentation import cut, join
 from guest.net.stack import Stack
 from hw.abi.virtio_net import NET_HEADER, ZERO_HEADER
 from hw.loop import Loop
@@ -67,7 +67,7 @@ class DirectInterface(NetDevice, Receiver):
         interface: the stack's side.
         link: the wire's end.
         counters: `rx_packets`, `rx_bytes`, `tx_packets`, `tx_bytes`, `tx_waited` and `tx_dropped_queue_full` (packets
-            that found the wire full).
+            that found the wire full), `tx_dropped_offload` (packets that cannot be cut as they say).
 
     Raises:
         ValueError: the name is taken, or a value is out of range.
@@ -88,6 +88,7 @@ class DirectInterface(NetDevice, Receiver):
         self._bare = mac is None
         self.interface.gso_max_size = LARGE
         self._large = large
+        self._cutter = Cutter()
         self._scratch = bytearray(link.header_size + FRAME_MAX if link.header_size else 0)
         self.receiver = self.interface.input
         try:
@@ -205,28 +206,27 @@ class DirectInterface(NetDevice, Receiver):
 
     def _send_cut(self, packets: Sequence[PacketBuffer]) -> int:
         """Send packets of which some are to be cut; how many were sent or kept."""
-        frames: list[Frame] = []
-        ends: list[int] = []  # how many frames there are up to the end of each packet
-        size = 0
-        for packet in packets:
-            size += len(packet)
+        for index, packet in enumerate(packets):
+            size = len(packet)
+            frames: list[Frame]
             if packet.offload is not None and packet.offload.gso_type:
-                segments = cut(packet)
-                size += (len(segments) - 1) * packet.offload.hdr_len  # the first has the packet's own headers
-                frames += [(None, pieces) for pieces in segments]
+                try:
+                    frames = [(None, [segment]) for segment in self._cutter.cut(packet)]
+                except ValueError:  # it came from elsewhere, with a header that makes no sense
+                    self.counters["tx_dropped_offload"] += 1
+                    continue
+                size += (len(frames) - 1) * packet.offload.hdr_len  # the first has the packet's own headers
             else:
-                frames.append((None, packet.views()))  # type: ignore[arg-type]  # a list of memoryviews is one of buffers
-            ends.append(len(frames))
-        taken = self.link.transmit(frames)
-        self.counters["tx_packets"] += taken
-        self.counters["tx_bytes"] += size - sum(map(frame_length, frames[taken:]))
-        if taken == len(frames):
-            return len(packets)
-        self._full = True
-        at = bisect_right(ends, taken)  # the packet that the wire did not take, or not whole
-        begun = frames[taken : ends[at]]
-        rest = [PacketBuffer(memoryview(bytearray().join(views))) for _, views in begun]
-        return at + 1 + self._wait([*rest, *packets[at + 1 :]]) - len(rest)
+                frames = [(None, packet.views())]  # type: ignore[list-item]  # a list of memoryviews is one of buffers
+            taken = self.link.transmit(frames)
+            self.counters["tx_packets"] += taken
+            if taken < len(frames):
+                self.counters["tx_bytes"] += sum(map(frame_length, frames[:taken]))
+                self._full = True
+                rest = [PacketBuffer(memoryview(bytearray().join(views))) for _, views in frames[taken:]]
+                return index + 1 + self._wait([*rest, *packets[index + 1 :]]) - len(rest)
+            self.counters["tx_bytes"] += size
+        return len(packets)
 
     def _wait(self, packets: Sequence[PacketBuffer]) -> int:
         """Keep packets until the wire has room."""

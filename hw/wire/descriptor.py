@@ -82,7 +82,7 @@ class DescriptorLink(Link):
         for header, views in frames:
             if with_header:
                 pieces: Views = [ZERO_HEADER if header is None else header, *views]
-            elif is_unfinished(header):
+            elif header is not None and is_unfinished(header):
                 taken += 1
                 if self._send_finished((header, views)):
                     continue

@@ -1,4 +1,4 @@
-"""Cutting a packet of several segments: what comes out is what a sender would have sent segment by segment.
+"""Cutting a packet of several segments, and joining them: what comes out is what a sender would have sent one by one.
 
 The witness is scapy, which computes every length and checksum anew.
 """
@@ -19,13 +19,19 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
+from guest.net.gro import join
+from guest.net.gso import Cutter, segments_in_c, segments_in_python
 from guest.net.pbuf import Lease, Offload, PacketBuffer
-from guest.net.segmentation import cut, join
 from hw.abi import virtio_net as net
+from tests.requirements import require
 
 MSS = 1448
 TIMESTAMP = [("NOP", None), ("NOP", None), ("Timestamp", (123456, 654321))]
 KINDS = {4: net.VIRTIO_NET_HDR_GSO_TCPV4, 6: net.VIRTIO_NET_HDR_GSO_TCPV6}
+
+
+def cut(packet: PacketBuffer) -> list[memoryview]:
+    return Cutter().cut(packet)
 
 
 def headers(version: int, seq: int, flags: str, ident: int) -> Ether:
@@ -77,9 +83,32 @@ def test_segments_are_those_that_would_have_been_sent_one_by_one(
     payload = random.Random(size).randbytes(min(size, 40 * mss))
     packet = large(version, payload, pieces, seq=seq, flags=flags, ident=ident, mss=mss)
 
-    frames = [b"".join(parts) for parts in cut(packet)]
+    frames = [bytes(frame) for frame in cut(packet)]
 
     assert frames == expected(version, payload, seq=seq, flags=flags, ident=ident, mss=mss)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@settings(max_examples=60, deadline=None)
+@given(
+    payload=st.binary(min_size=1, max_size=3000) | st.just(b"\xff" * 2000),
+    seq=st.integers(0, 0xFFFF_FFFF),
+    ident=st.integers(0, 0xFFFF),
+    mss=st.sampled_from([8, 535, 1448]),
+    link=st.sampled_from([0, 14]),
+)
+def test_c_and_python_cut_alike(version: int, payload: bytes, seq: int, ident: int, mss: int, link: int) -> None:
+    in_c = segments_in_c()
+    if in_c is None:
+        require(False, "needs guest._native (a C compiler and Python's headers when vring is installed)")
+    head = bytearray(bytes(headers(version, seq, "FPAEC", ident))[14 - link :])
+    start = link + (20 if version == 4 else 40)
+    made = [bytearray(-(-len(payload) // mss) * len(head) + len(payload)) for _ in range(2)]
+
+    for segments, out in zip((in_c, segments_in_python), made, strict=True):
+        segments(out, head, link, start, payload, mss)
+
+    assert made[0] == made[1]
 
 
 def test_a_sum_of_all_ones_is_written_as_a_checksum_of_zero() -> None:
@@ -87,40 +116,61 @@ def test_a_sum_of_all_ones_is_written_as_a_checksum_of_zero() -> None:
     (probe,) = expected(4, bytes(2), seq=1, flags="PA", ident=1, mss=MSS)
     payload = probe[50:52]  # its checksum: with it for a payload the sum is all ones
 
-    ((head, body),) = cut(large(4, payload, []))
+    (frame,) = cut(large(4, payload, []))
 
-    assert bytes(body) == payload
-    assert bytes(head[50:52]) == b"\0\0"
+    assert bytes(frame[-2:]) == payload
+    assert bytes(frame[50:52]) == b"\0\0"
 
 
 def test_an_ip_header_whose_sum_is_all_ones_has_a_checksum_of_zero() -> None:
     (probe,) = expected(4, bytes(9), seq=1, flags="PA", ident=0, mss=MSS)
     ident = int.from_bytes(probe[24:26], "big")
 
-    ((head, _),) = cut(large(4, bytes(9), [], ident=ident))
+    (frame,) = cut(large(4, bytes(9), [], ident=ident))
 
-    assert bytes(head[24:26]) == b"\0\0"
+    assert bytes(frame[24:26]) == b"\0\0"
 
 
-def test_a_payload_is_not_copied() -> None:
-    payload = bytes(range(256)) * 40
-    frames = cut(large(4, payload, [3000]))
+def test_memory_is_used_again_and_a_shorter_packet_has_nothing_of_the_one_before() -> None:
+    cutter = Cutter()
+    first = cutter.cut(large(4, b"\xff" * 5000, []))[0].obj
+    payload = bytes(range(200))
 
-    assert all(isinstance(view, memoryview) and view.obj is payload for parts in frames for view in parts[1:])
+    frames = cutter.cut(large(6, payload, []))
+
+    assert [bytes(frame) for frame in frames] == expected(6, payload, seq=1, flags="PA", ident=1, mss=MSS)
+    assert frames[0].obj is first
+
+
+def test_what_cannot_be_cut_is_refused() -> None:
+    whole = large(4, bytes(99), [])
+    assert whole.offload is not None
+    for wrong in (
+        whole.offload._replace(gso_size=0),
+        whole.offload._replace(csum_start=13),
+        whole.offload._replace(hdr_len=53),
+        whole.offload._replace(hdr_len=200),
+        None,
+    ):
+        whole.offload = wrong
+        with pytest.raises(ValueError, match=r"not to be cut|shorter than its headers"):
+            cut(whole)
+    with pytest.raises(ValueError, match="without payload"):
+        cut(large(4, b"", []))
 
 
 def test_a_packet_that_says_ecn_is_cut_as_its_family_says() -> None:
     payload = bytes(5000)
     packet = large(4, payload, [], flags="PAC", kind=net.VIRTIO_NET_HDR_GSO_ECN)
 
-    assert [b"".join(parts) for parts in cut(packet)] == expected(4, payload, seq=1, flags="PAC", ident=1, mss=MSS)
+    assert [bytes(frame) for frame in cut(packet)] == expected(4, payload, seq=1, flags="PAC", ident=1, mss=MSS)
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_payload_of_zeros_has_a_checksum_all_the_same(version: int) -> None:
     """Sums of zero and of 65535 are the same number to the checksum, and not the same bytes."""
     payload = bytes(4 * MSS)
-    assert [b"".join(parts) for parts in cut(large(version, payload, [1, 2]))] == expected(
+    assert [bytes(frame) for frame in cut(large(version, payload, [1, 2]))] == expected(
         version, payload, seq=1, flags="PA", ident=1, mss=MSS
     )
 
@@ -145,7 +195,7 @@ def test_what_is_joined_is_cut_into_the_same_frames_again(version: int, size: in
 
     joined = join(frames_of(version, payload, seq=seq, mss=mss))
 
-    after = [b"".join(views) for packet in joined for views in (cut(packet) if packet.frags else [packet.views()])]
+    after = [bytes(frame) for packet in joined for frame in (cut(packet) if packet.frags else [packet.tobytes()])]
     assert after == before
     if len(before) > 1 and (size % mss == 0 or size % mss >= 536):
         assert len(joined) == 1, "they follow each other and were not joined"
@@ -349,6 +399,14 @@ def test_what_says_more_or_may_be_wrong_is_left_to_tcp(second: PacketBuffer, why
     number = Ether(second.tobytes())[TCP].ack
 
     assert acknowledged([ack(100), second]) == ([100, number], 0), why
+
+
+def test_what_an_undamaged_one_says_again_may_have_been_damaged() -> None:
+    assert acknowledged([ack(100, chksum=1), ack(200, chksum=2), ack(300)]) == ([300], 2)
+
+
+def test_a_damaged_one_does_not_replace_what_came_before() -> None:
+    assert acknowledged([ack(100), ack(200), ack(300, chksum=1), ack(400, chksum=2)]) == ([200, 300, 400], 1)
 
 
 def test_a_damaged_ip_header_makes_no_acknowledgement() -> None:
