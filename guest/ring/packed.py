@@ -11,9 +11,9 @@ Descriptors are counted without end, those made available in `_next`, those seen
 is n modulo the size, and its wrap counter says whether the number of rounds before it is even. The place and the wrap
 counter that devices are told of, and tell, repeat after two rounds.
 
-Both halves run in one thread, or see stores in program order; a device in another process needs a fence before the
-store in `publish`, between it and `kick_needed`, behind the load of flags in `reap`, and inside `enable_interrupts`
-(§2.8.21.1.1, §2.8.21.3.1, §2.8.22).
+A device may run in another process: a fence stands before the store in `publish`, between it and the question whether
+to kick, behind the load of flags that show a used descriptor, and inside `enable_interrupts` (§2.8.21.1.1, §2.8.21.3.1,
+§2.8.22).
 
 Read: §2.8.1 (wrap counters), §2.8.6 and §2.8.7 (lists), §2.8.8 (in order), §2.8.10 (suppression), §2.8.21, §2.8.22.
 """
@@ -26,6 +26,7 @@ from typing import Generic
 
 from guest.dma import DmaDirection, DmaPool
 from guest.platform import Cells
+from guest.ring.fence import make_fence
 from guest.ring.ring import Element, Token, aligned
 from hw.abi import virtio_packed as abi
 from hw.abi.virtio import VIRTIO_F_IN_ORDER, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
@@ -58,10 +59,10 @@ class PackedRing(Generic[Token]):
     """
 
     __slots__ = (
-        "__weakref__", "_base", "_born", "_counts", "_device_event", "_dma", "_driver_event", "_event_idx", "_first",
-        "_free", "_halves", "_in_flight", "_indirect_entries", "_interrupts", "_kicked", "_mappings", "_next", "_order",
-        "_published", "_quads", "_ready", "_shown", "_table_addr", "_tables", "_tokens", "_used", "_words", "_writable",
-        "addresses", "broken", "index", "size",
+        "__weakref__", "_base", "_born", "_counts", "_device_event", "_dma", "_driver_event", "_event_idx", "_fence",
+        "_first", "_free", "_halves", "_in_flight", "_indirect_entries", "_interrupts", "_kicked", "_mappings",
+        "_next", "_order", "_published", "_quads", "_ready", "_shown", "_table_addr", "_tables", "_tokens", "_used",
+        "_words", "_writable", "addresses", "broken", "index", "size",
     )
 
     _device_event: Cells
@@ -78,6 +79,7 @@ class PackedRing(Generic[Token]):
         self.size = size
         self.broken: str | None = None
         self._event_idx = bool(features >> VIRTIO_RING_F_EVENT_IDX & 1)
+        self._fence = make_fence()
         # A list may not be longer than the queue, indirect or not (§2.8.17, §2.8.19).
         self._indirect_entries = min(indirect_entries, size) if features >> VIRTIO_RING_F_INDIRECT_DESC & 1 else 0
 
@@ -234,6 +236,7 @@ class PackedRing(Generic[Token]):
         if self._first is None:
             return False
         cell, flags = self._first
+        self._fence()
         self._halves[cell] = flags
         self._first = None
         self._published = self._next
@@ -247,6 +250,7 @@ class PackedRing(Generic[Token]):
         if new == old:
             return False
         self._kicked = new
+        self._fence()
         event = self._device_event[0]
         wanted = event & 3 << 16
         if wanted == _AT_DESC and self._event_idx:
@@ -279,7 +283,7 @@ class PackedRing(Generic[Token]):
             reaped.append(ready.popleft())
         if self.broken is not None:
             return reaped
-        size, halves, words = self.size, self._halves, self._words
+        size, halves, words, fence = self.size, self._halves, self._words, self._fence
         tokens, limits, counts, free = self._tokens, self._writable, self._counts, self._free
         rounds, at = divmod(self._used, size)
         mark = 0 if rounds & 1 else _BOTH
@@ -287,6 +291,7 @@ class PackedRing(Generic[Token]):
             flags = halves[8 * at + 7]
             if flags & _BOTH != mark:
                 break
+            fence()
             ident = halves[8 * at + 6]
             token = tokens[ident] if ident < size else None
             if token is None or self._born[ident] >= self._published:
@@ -353,6 +358,7 @@ class PackedRing(Generic[Token]):
             self._driver_event[0] = _AT_DESC | at | (0 if rounds & 1 else 0x8000)
         else:
             self._driver_event[0] = _ENABLE
+        self._fence()
         return self.pending()
 
     def disable_interrupts(self) -> None:

@@ -9,8 +9,8 @@ Promises:
   batch stands for all of it: what the device skipped counts as used completely (§2.7.9).
 - Each index is published with a single store, and its 16-bit wrap is arithmetic in `need_event` and `& 0xFFFF` here.
 
-Both halves run in one thread, or see stores in program order; a device in another process needs a fence between
-`publish` and `kick_needed`, and inside `enable_interrupts` (§2.7.13.4.1, §2.7.14).
+A device may run in another process: a fence stands before `avail.idx` is stored, between that and the question whether
+to kick, behind the load of `used.idx`, and inside `enable_interrupts` (§2.7.13.3.1, §2.7.13.4.1, §2.7.14).
 
 Read: §2.7.5 (descriptors), §2.7.6 and §2.7.8 (rings), §2.7.7 and §2.7.10 (suppression), §2.7.13 and §2.7.14.
 """
@@ -23,6 +23,7 @@ from typing import Generic
 
 from guest.dma import DmaDirection, DmaPool
 from guest.platform import Cells
+from guest.ring.fence import make_fence
 from guest.ring.ring import Element, Token, aligned
 from hw.abi import virtio_ring as abi
 from hw.abi.virtio import VIRTIO_F_IN_ORDER, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
@@ -59,7 +60,7 @@ class SplitRing(Generic[Token]):
     """
 
     __slots__ = (
-        "__weakref__", "_avail", "_avail_event", "_base", "_chains", "_desc", "_dma", "_event_idx", "_free",
+        "__weakref__", "_avail", "_avail_event", "_base", "_chains", "_desc", "_dma", "_event_idx", "_fence", "_free",
         "_indirect_entries", "_interrupts", "_kicked", "_last_used", "_mappings", "_mask", "_next", "_order",
         "_published", "_ready", "_table_addr", "_tables", "_take", "_tokens", "_used", "_used_event", "_used_ring",
         "_writable", "addresses", "broken", "index", "size",
@@ -80,6 +81,7 @@ class SplitRing(Generic[Token]):
         self.size = size
         self.broken: str | None = None
         self._mask = size - 1
+        self._fence = make_fence()
         self._event_idx = bool(features >> VIRTIO_RING_F_EVENT_IDX & 1)
         # A chain may not be longer than the queue, indirect or not (§2.7.5.3.1).
         self._indirect_entries = min(indirect_entries, size) if features >> VIRTIO_RING_F_INDIRECT_DESC & 1 else 0
@@ -217,6 +219,7 @@ class SplitRing(Generic[Token]):
         """Show the device everything added so far, with one store of `avail.idx`; whether there was anything."""
         if self._next == self._published:
             return False
+        self._fence()
         self._avail[1] = self._published = self._next
         return True
 
@@ -226,6 +229,7 @@ class SplitRing(Generic[Token]):
         if new == old:
             return False
         self._kicked = new
+        self._fence()
         if self._event_idx:
             return need_event(self._used[self._avail_event], new, old)
         return not self._used[0] & abi.VRING_USED_F_NO_NOTIFY
@@ -253,6 +257,7 @@ class SplitRing(Generic[Token]):
         if ready > (self._published - last) & 0xFFFF:
             self.broken = f"used.idx is {ready} ahead, with {(self._published - last) & 0xFFFF} buffers in flight"
             return []
+        self._fence()
         reaped: list[tuple[Token, int]] = []
         ring, tokens, limits, chains, free = self._used_ring, self._tokens, self._writable, self._chains, self._free
         mask, size = self._mask, self.size
@@ -285,6 +290,7 @@ class SplitRing(Generic[Token]):
             if left > (self._published - last) & 0xFFFF:
                 self.broken = f"used.idx is {left} ahead, with {(self._published - last) & 0xFFFF} buffers in flight"
                 return []
+            self._fence()
             found: list[tuple[Token, int]] = []
             while left and len(found) < budget and self.broken is None:
                 slot = 2 * (self._last_used & self._mask)
@@ -339,6 +345,7 @@ class SplitRing(Generic[Token]):
             self._avail[self._used_event] = (self._last_used + after - 1) & 0xFFFF
         else:
             self._avail[0] = 0
+        self._fence()
         return bool(self._ready) or (self.broken is None and (self._used[1] - self._last_used) & 0xFFFF >= after)
 
     def disable_interrupts(self) -> None:
