@@ -27,6 +27,7 @@ from hw.bus import Bus
 from hw.irq import InterruptController
 from hw.loop import Cpu, Loop
 from hw.memory import AccessHook, GuestMemory
+from hw.virtio.device import VirtioDevice
 from hw.virtio.mmio import VirtioMmio
 from hw.virtio.net import VirtioNet
 from hw.wire.link import Link
@@ -157,17 +158,42 @@ class Machine:
 
         Raises ValueError with one line for an option or value that cannot be, or when all slots are taken.
         """
+        given = dict(options or {})
+        synchronous, mac = self._common(given, mac)
+        return self._plug_in(VirtioNet(link, mac=mac, **_card_options(given)), synchronous)
+
+    def add_vhost_user(
+        self, path: str, *, mac: bytes | None = None, options: Mapping[str, Option] | None = None
+    ) -> VirtioMmio:
+        """Put a virtio network card into the next slot whose rings the vhost-user back end at `path` serves.
+
+        Args:
+            path: the Unix socket where the back end listens.
+            mac: 6 bytes; by default made from seed, name and slot, locally administered.
+            options: those of `add_virtio_net`, as far as the back end offers what they switch on; `notification_data`
+                and `queue_reset` are not among them.
+
+        Raises ValueError as `add_virtio_net` does, `hw.wire.link.WireError` where no usable back end answers.
+        """
+        from hw.vhost.front import VhostUserNet  # noqa: PLC0415  (few boards have one; it needs the host's sockets)
+
+        given = dict(options or {})
+        synchronous, mac = self._common(given, mac)
+        device = VhostUserNet(self.loop, self.memory, path, mac=mac, **_card_options(given))
+        return self._plug_in(device, synchronous)
+
+    def _common(self, given: dict[str, Option], mac: bytes | None) -> tuple[bool, bytes]:
+        """What every virtio card has: whether it works inside the register write, and its address."""
         slot = len(self.nics)
         if slot >= SLOTS:
             raise ValueError(f"all {SLOTS} device slots are taken")
-        given = dict(options or {})
         synchronous = _switch("synchronous", given.pop("synchronous", False))
-        if mac is None:
-            mac = b"\x02" + self.random(f"nic{slot}").randbytes(5)
-        device = VirtioNet(link, mac=mac, **_card_options(given))
-        transport = VirtioMmio(
-            device, self.memory, self.irq.line(FIRST_IRQ + slot), self.loop.call_soon, synchronous=synchronous
-        )
+        return synchronous, b"\x02" + self.random(f"nic{slot}").randbytes(5) if mac is None else mac
+
+    def _plug_in(self, device: VirtioDevice, synchronous: bool) -> VirtioMmio:
+        slot = len(self.nics)
+        line = self.irq.line(FIRST_IRQ + slot)
+        transport = VirtioMmio(device, self.memory, line, self.loop.call_soon, synchronous=synchronous)
         self.bus.map(SLOT_BASE + slot * SLOT_SIZE, SLOT_SIZE, transport)
         self.nics.append(transport)
         return transport
@@ -232,8 +258,7 @@ class Machine:
         self.irq.cpu = None
         for nic in self.nics:
             nic.reset()
-            if isinstance(nic.device, VirtioNet):
-                nic.device.link.detach()
+            nic.device.unplug()
         for vif in self.vifs:
             vif.close()
         if self.xen is not None and self.domain is not None:

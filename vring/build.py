@@ -27,7 +27,7 @@ from hw.wire.cable import cable
 from hw.wire.hub import Hub
 from hw.wire.link import Link
 from hw.xen.hypervisor import Hypervisor
-from vring.config import NIC_MODELS, Board, ConfigError, GuestSpec, NicSpec, WireSpec
+from vring.config import Board, ConfigError, GuestSpec, NicSpec, WireSpec
 
 if TYPE_CHECKING:
     import random
@@ -169,8 +169,8 @@ class Rig:
             xen=self._xen if any(nic.model == "xen" for nic in spec.nics) else None,
         )
         self.machines.append(machine)
-        # A guest finds its virtio cards first, so that is how its interfaces are numbered.
-        found = sorted(range(len(spec.nics)), key=lambda slot: NIC_MODELS.index(spec.nics[slot].model))
+        # A guest finds its Xen cards last, and so its interfaces are numbered.
+        found = sorted(range(len(spec.nics)), key=lambda slot: spec.nics[slot].model == "xen")
         for number, slot in enumerate(found):
             self._add_nic(machine, spec.nics[slot], f"{spec.name}.eth{number}", self.board.where(spec, slot))
         write = None if console is None else lambda line: console(spec.name, line)
@@ -229,6 +229,8 @@ class Rig:
         try:
             if nic.model == "xen":
                 machine.add_xen_vif(link, mac=nic.mac, options=options)
+            elif nic.model == "vhost-user":
+                machine.add_vhost_user(str(options.pop("socket")), mac=nic.mac, options=options)
             else:
                 machine.add_virtio_net(link, mac=nic.mac, options=options)
         except ValueError as error:

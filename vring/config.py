@@ -21,7 +21,7 @@ A file:
     mask = "255.255.255.0"
 
     [[guest.nic]]
-    model = "virtio"             # or "xen"
+    model = "virtio"             # or "xen", or "vhost-user" with a key `socket`
     wire = "hub:lan,loss=1%"
     mtu = 1500                   # every other key is an option of the NIC
 
@@ -51,7 +51,8 @@ Option: TypeAlias = str | int | bool
 Options: TypeAlias = Mapping[str, Option]
 
 CLOCKS = ("real", "virtual")
-NIC_MODELS = ("virtio", "xen")
+NIC_MODELS = ("virtio", "vhost-user", "xen")
+OUTSIDE_MODELS = ("vhost-user",)  # somebody else serves them, in real time
 DIRECT = "direct"  # what a partial guest has in place of a card
 WIRE_KINDS = ("none", "hub", "tap", "tun", "packet", "user", "sim")
 OUTSIDE_WIRES = ("tap", "tun", "packet", "user")
@@ -166,6 +167,8 @@ class NicSpec:
         options: dict[str, Option] = {}
         for word in rest.split(",") if rest else []:
             key, equals, value = word.partition("=")
+            if model == "vhost-user" and not equals and not options:
+                key, equals, value = "socket", "=", word
             if not key or (equals and not value):
                 raise ConfigError(f"nic {text!r}: {word!r} is not key=value")
             options[key] = _option(value) if equals else True
@@ -179,6 +182,11 @@ class NicSpec:
         """A NIC whose model and options have been checked. Raises ConfigError that begins with `where`."""
         if model not in models:
             raise ConfigError(f"{where}: there is no model {model!r}; models are {', '.join(models)}")
+        if model == "vhost-user":
+            if not options.get("socket"):
+                raise ConfigError(f"{where}: say where its back end listens: vhost-user:/path/to/socket")
+            if wire.kind != "none":
+                raise ConfigError(f"{where}: its back end has the wire; {wire} cannot be plugged in here")
         if "mac" in options:
             options = {**options, "mac": _mac(options["mac"], f"{where}: mac")}
         return cls(model, MappingProxyType(dict(options)), wire)
@@ -322,6 +330,11 @@ class Board:
                     raise ConfigError(
                         f"{self.where(guest, slot)}: a card carries Ethernet frames, and the wire {nic.wire} has none; "
                         "use a tap, or a guest without a machine"
+                    )
+                if self.clock == "virtual" and nic.model in OUTSIDE_MODELS:
+                    raise ConfigError(
+                        f"{self.where(guest, slot)}: a {nic.model} card is served by another process, where time is "
+                        "real; use the clock 'real'"
                     )
                 if self.clock == "virtual" and nic.wire.kind in OUTSIDE_WIRES:
                     raise ConfigError(

@@ -63,6 +63,9 @@ class VirtioDevice:
         """Forget the driver. No queue may be touched from now on."""
         self.queues = [None] * len(self.queue_sizes)
 
+    def unplug(self) -> None:
+        """The machine is going away: let go of what is outside of it."""
+
     def set_queue(self, index: int, queue: DeviceQueue | None) -> None:
         """Queue `index` became ready, or stopped (None): whatever was taken from it must be forgotten."""
         self.queues[index] = queue

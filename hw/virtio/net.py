@@ -124,6 +124,10 @@ class VirtioNet(VirtioDevice, Receiver):
             if self.transport is not None:
                 self.transport.notify_config()
 
+    def unplug(self) -> None:
+        """Let go of the wire."""
+        self.link.detach()
+
     def refuses(self, features: int) -> str | None:
         """A feature without what it needs (§5.1.3.1)."""
         for bit, alternatives in net.FEATURE_REQUIRES.items():

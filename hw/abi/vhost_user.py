@@ -1,0 +1,48 @@
+"""The vhost-user protocol: requests, protocol features, and the layouts of messages.
+
+Source: QEMU's docs/interop/vhost-user (message specification, front-end message types, protocol features). Numbers are
+in the machine's byte order, which is little-endian wherever vring runs. Feature names are bit numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+
+# A message begins with request, flags and the length of its payload.
+HEADER = struct.Struct("<III")
+VHOST_USER_VERSION = 1
+VHOST_USER_VERSION_MASK = 3
+VHOST_USER_REPLY = 1 << 2
+VHOST_USER_NEED_REPLY = 1 << 3
+
+VHOST_USER_F_PROTOCOL_FEATURES = 30  # a feature bit that no virtio device offers
+
+VHOST_USER_GET_FEATURES = 1
+VHOST_USER_SET_FEATURES = 2
+VHOST_USER_SET_OWNER = 3
+VHOST_USER_RESET_OWNER = 4
+VHOST_USER_SET_MEM_TABLE = 5
+VHOST_USER_SET_VRING_NUM = 8
+VHOST_USER_SET_VRING_ADDR = 9
+VHOST_USER_SET_VRING_BASE = 10
+VHOST_USER_GET_VRING_BASE = 11
+VHOST_USER_SET_VRING_KICK = 12
+VHOST_USER_SET_VRING_CALL = 13
+VHOST_USER_GET_PROTOCOL_FEATURES = 15
+VHOST_USER_SET_PROTOCOL_FEATURES = 16
+VHOST_USER_SET_VRING_ENABLE = 18
+
+REQUEST_NAMES = {
+    value: name.removeprefix("VHOST_USER_")
+    for name, value in list(globals().items())
+    if name.startswith(("VHOST_USER_GET_", "VHOST_USER_SET_", "VHOST_USER_RESET_"))
+}
+
+VHOST_USER_PROTOCOL_F_MQ = 0
+VHOST_USER_PROTOCOL_F_REPLY_ACK = 3
+
+U64 = struct.Struct("<Q")
+VRING_STATE = struct.Struct("<II")  # index, num
+VRING_ADDR = struct.Struct("<IIQQQQ")  # index, flags, descriptor, used, available (user addresses), log
+MEMORY_HEAD = struct.Struct("<II")  # regions, padding
+MEMORY_REGION = struct.Struct("<QQQQ")  # guest address, bytes, user address, offset in the descriptor
