@@ -129,6 +129,9 @@ class GuestMemory:
             self.fd = os.dup(fd)
         weakref.finalize(self, os.close, self.fd)
         self._ram = memoryview(mmap.mmap(self.fd, size, mmap.MAP_SHARED))
+        self._init_hook()
+
+    def _init_hook(self) -> None:
         self._hook: AccessHook | None = None
         self._reopeners: list[weakref.WeakMethod[Callable[[], None]]] = []
 

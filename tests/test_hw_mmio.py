@@ -302,7 +302,7 @@ def test_a_configuration_change_has_a_new_generation_and_an_interrupt(
 
 def test_acknowledging_one_cause_leaves_the_other_raised(driver: ScriptedDriver, nic: VirtioMmio) -> None:
     driver.start(V1)
-    nic.notify_used()
+    nic.notify_used(0)
     nic.notify_config()
     driver.write(reg.VIRTIO_MMIO_INTERRUPT_ACK, reg.VIRTIO_MMIO_INT_VRING)
     assert driver.read(reg.VIRTIO_MMIO_INTERRUPT_STATUS) == reg.VIRTIO_MMIO_INT_CONFIG

@@ -28,21 +28,39 @@ VHOST_USER_SET_VRING_BASE = 10
 VHOST_USER_GET_VRING_BASE = 11
 VHOST_USER_SET_VRING_KICK = 12
 VHOST_USER_SET_VRING_CALL = 13
+VHOST_USER_SET_VRING_ERR = 14
 VHOST_USER_GET_PROTOCOL_FEATURES = 15
 VHOST_USER_SET_PROTOCOL_FEATURES = 16
+VHOST_USER_GET_QUEUE_NUM = 17
 VHOST_USER_SET_VRING_ENABLE = 18
+VHOST_USER_SEND_RARP = 19
+VHOST_USER_NET_SET_MTU = 20
+VHOST_USER_SET_BACKEND_REQ_FD = 21
+VHOST_USER_GET_CONFIG = 24
+VHOST_USER_SET_CONFIG = 25
+VHOST_USER_RESET_DEVICE = 34
+VHOST_USER_SET_STATUS = 39
+VHOST_USER_GET_STATUS = 40
 
 REQUEST_NAMES = {
     value: name.removeprefix("VHOST_USER_")
     for name, value in list(globals().items())
-    if name.startswith(("VHOST_USER_GET_", "VHOST_USER_SET_", "VHOST_USER_RESET_"))
+    if name.startswith(("VHOST_USER_GET_", "VHOST_USER_SET_", "VHOST_USER_RESET_", "VHOST_USER_SEND_", "VHOST_USER_NET_"))
 }
 
 VHOST_USER_PROTOCOL_F_MQ = 0
 VHOST_USER_PROTOCOL_F_REPLY_ACK = 3
+VHOST_USER_PROTOCOL_F_BACKEND_REQ = 5
+VHOST_USER_PROTOCOL_F_CONFIG = 9
+VHOST_USER_PROTOCOL_F_RESET_DEVICE = 13
+VHOST_USER_PROTOCOL_F_STATUS = 16
 
 U64 = struct.Struct("<Q")
 VRING_STATE = struct.Struct("<II")  # index, num
 VRING_ADDR = struct.Struct("<IIQQQQ")  # index, flags, descriptor, used, available (user addresses), log
 MEMORY_HEAD = struct.Struct("<II")  # regions, padding
+MEMORY_REGIONS_MAX = 8
+CONFIG_HEAD = struct.Struct("<III")  # offset, bytes, flags; then the bytes
+VRING_INDEX_MASK = 0xFF  # of the number that comes with a descriptor
+VRING_NOFD_MASK = 0x100  # no descriptor comes with it
 MEMORY_REGION = struct.Struct("<QQQQ")  # guest address, bytes, user address, offset in the descriptor

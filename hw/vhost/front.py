@@ -22,7 +22,6 @@ Sections: configuration, starting and stopping, doorbells and interrupts, losing
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import struct
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from hw.abi.virtio import (
     features,
 )
 from hw.clock import Timer
+from hw.fence import has_fence
 from hw.loop import Loop
 from hw.memory import GuestMemory
 from hw.vhost.messages import BackEnd, BackEndLost
@@ -99,7 +99,7 @@ class VhostUserNet(VirtioDevice):
         queue_sizes: tuple[int, int] = (256, 128),
         withhold: int = 0,
     ) -> None:
-        if importlib.util.find_spec("hw._native") is None:
+        if not has_fence():
             raise WireError("a back end in another process needs vring's C extension, for its memory fences: "
                             "install vring again with a C compiler there")  # fmt: skip
         self.path = str(path)
@@ -165,7 +165,7 @@ class VhostUserNet(VirtioDevice):
         self._back.start_vring(
             index, queue.size, (queue.desc, queue.driver, queue.device), self._negotiated, vring.kick, vring.call
         )
-        self._loop.set_reader(vring.call, lambda: self._called(vring.call))
+        self._loop.set_reader(vring.call, lambda: self._called(index, vring.call))
         os.eventfd_write(vring.kick, 1)  # what was made available before the back end looked
 
     def _stop_vring(self, index: int) -> None:
@@ -201,13 +201,13 @@ class VhostUserNet(VirtioDevice):
         if vring is not None:
             os.eventfd_write(vring.kick, 1)
 
-    def _called(self, call: int) -> None:
+    def _called(self, queue: int, call: int) -> None:
         try:
             os.eventfd_read(call)
         except BlockingIOError:
             return
         if self.transport is not None:
-            self.transport.notify_used()
+            self.transport.notify_used(queue)
 
     # -- losing the back end, and finding it again -----------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from hw.virtio.queue import DeviceQueue
 class Transport(Protocol):
     """What a device may ask of its transport."""
 
-    def notify_used(self) -> None:
-        """Send a used buffer notification."""
+    def notify_used(self, queue: int) -> None:
+        """Send a used buffer notification for `queue`."""
 
     def notify_config(self) -> None:
         """The configuration space changed: new generation, configuration change notification."""

@@ -356,8 +356,8 @@ class VirtioMmio:
             self.counters["interrupts"] += 1
             self.line.set_level(True)
 
-    def notify_used(self) -> None:
-        """Send a used buffer notification."""
+    def notify_used(self, queue: int) -> None:
+        """Send a used buffer notification; there is one for all queues."""
         self._notify(reg.VIRTIO_MMIO_INT_VRING)
 
     def notify_config(self) -> None:

@@ -191,7 +191,7 @@ class VirtioNet(VirtioDevice, Receiver):
 
     def _interrupt(self, queue: DeviceQueue) -> None:
         if queue.flush() and self.transport is not None:
-            self.transport.notify_used()
+            self.transport.notify_used(queue.index)
 
     # -- transmit (§5.1.9.2) -----------------------------------------------------------------------------------------
 

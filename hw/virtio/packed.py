@@ -100,6 +100,21 @@ class PackedQueue(DeviceQueue):
         self._driver_event: FieldView = fields(self.driver, PACKED_EVENT_SIZE, "I", "device")
         self._device_event: FieldView = fields(self.device, PACKED_EVENT_SIZE, "I", "device")
 
+    def resume(self, base: int) -> None:
+        """Go on where another device left off: `base` has the place and wrap counter of the available side in its low
+        half and of the used side in its high half. 0 in the high half stands for the same, 0 in all for the beginning.
+        """
+        base = base or _WRAP
+        used = base >> 16 or base & 0xFFFF
+        self.next_avail, self.avail_wrap = base & (_WRAP - 1), bool(base & _WRAP)
+        self.next_used, self.used_wrap = used & (_WRAP - 1), bool(used & _WRAP)
+
+    @property
+    def base(self) -> int:
+        """Where another device would go on: chains that were taken and not given back are taken again."""
+        half = self.next_used | (_WRAP if self.used_wrap else 0)
+        return half | half << 16
+
     # -- taking buffers (§2.8.21) ----------------------------------------------------------------------------------
 
     def available(self) -> int:
@@ -114,6 +129,7 @@ class PackedQueue(DeviceQueue):
                     "(virtio 1.4 §2.8.16)"
                 )
             self._peeked = flags
+            self._fence()
         return 1
 
     def pop(self) -> Chain | None:
@@ -239,9 +255,11 @@ class PackedQueue(DeviceQueue):
         self._end_run()
         if self._first is not None:
             at, flags = self._first
+            self._fence()
             self._halves[8 * at + _FLAGS] = flags
             self._first = None
         self._moved = 0
+        self._fence()
         event = self._driver_event[0]
         wanted = event >> 16 & 3
         if wanted == VRING_PACKED_EVENT_FLAG_DESC and self.event_idx:
@@ -271,4 +289,5 @@ class PackedQueue(DeviceQueue):
             self._device_event[0] = VRING_PACKED_EVENT_FLAG_DESC << 16 | where
         else:
             self._device_event[0] = VRING_PACKED_EVENT_FLAG_ENABLE << 16
+        self._fence()
         return self.available() > 0

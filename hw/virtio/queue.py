@@ -26,6 +26,7 @@ from hw.abi.virtio import (
     VIRTIO_RING_F_INDIRECT_DESC,
 )
 from hw.abi.virtio_ring import DESC_SIZE
+from hw.fence import make_fence
 from hw.memory import FieldView, GuestMemory, MemoryFault
 
 # A direct chain is as long as the queue at most. An indirect table may be longer: Linux makes such tables for small
@@ -92,6 +93,7 @@ class DeviceQueue(ABC):
         self._low = min(low for low, _ in self._areas)
         self._high = max(high for _, high in self._areas)
         self._dma = memory.dma
+        self._fence = make_fence()  # the driver may run in another process
 
     # -- what a format fills in --------------------------------------------------------------------------------------
 
@@ -121,6 +123,15 @@ class DeviceQueue(ABC):
 
         Raises QueueError as `available` does.
         """
+
+    @abstractmethod
+    def resume(self, base: int) -> None:
+        """Go on where another device left off, as vhost-user says it (SET_VRING_BASE)."""
+
+    @property
+    @abstractmethod
+    def base(self) -> int:
+        """Where another device would go on (GET_VRING_BASE)."""
 
     # -- use in order (§2.7.9, §2.8.8) -------------------------------------------------------------------------------
 

@@ -96,6 +96,16 @@ class SplitQueue(DeviceQueue):
         self._used: FieldView = fields(self.device, device_area_size(self.size), "H", "device")
         self._used_ring: FieldView = fields(self.device + RING_ENTRIES, USED_ELEM_SIZE * self.size, "I", "device")
 
+    def resume(self, base: int) -> None:
+        """Go on where another device left off: `base` is the next available entry, and the used index is in memory."""
+        self.next_avail = base & 0xFFFF
+        self.next_used = self._signalled = self._used[_IDX]
+
+    @property
+    def base(self) -> int:
+        """Where another device would go on: chains that were taken and not given back are taken again."""
+        return self.next_used
+
     # -- taking buffers (§2.7.13) ----------------------------------------------------------------------------------
 
     def available(self) -> int:
@@ -111,6 +121,8 @@ class SplitQueue(DeviceQueue):
                     "(virtio 1.4 §2.7.6.1, §2.7.13)"
                 )
             self._known = ahead
+            if ahead:
+                self._fence()
         return self._known
 
     def pop(self) -> Chain | None:
@@ -205,8 +217,10 @@ class SplitQueue(DeviceQueue):
         if new == old:
             return False
         self._end_run()
+        self._fence()
         self._used[_IDX] = new
         self._signalled = new
+        self._fence()
         if self.event_idx:
             used_event = self._avail[used_event_offset(self.size) // 2]
             return (new - used_event - 1) & 0xFFFF < (new - old) & 0xFFFF
@@ -228,4 +242,5 @@ class SplitQueue(DeviceQueue):
             self._used[avail_event_offset(self.size) // 2] = (self.next_avail + self._known) & 0xFFFF
         else:
             self._used[_FLAGS] = 0
+        self._fence()
         return self.available() > 0
