@@ -1,8 +1,8 @@
 """A full memory fence, for rings that a driver in another process reads and writes.
 
 A device publishes an index and then reads whether the driver wants an interrupt; it asks for a kick and then takes a
-second look. A processor may make the later load before the earlier store, and a wake-up would be lost; some also reorder
-the loads that find an entry and read it (virtio 1.4 §2.7.13, §2.7.14, §2.8.22).
+second look. A processor may make the later load before the earlier store, and a wake-up would be lost; some also
+reorder the loads that find an entry and read it (virtio 1.4 §2.7.13, §2.7.14, §2.8.22).
 """
 
 from __future__ import annotations

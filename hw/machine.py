@@ -42,6 +42,7 @@ SLOT_SIZE = 0x1000
 SLOTS = 64
 FIRST_IRQ = 5
 XEN_IRQ = FIRST_IRQ + SLOTS
+MTU_OF_FRONT_ENDS = 65535  # what a card elsewhere carries is its driver's business
 XEN_OUI = b"\x00\x16\x3e"  # what `xl` makes addresses of vifs with
 
 # Options of a virtio card that switch a feature off or on.
@@ -325,6 +326,20 @@ def _vif_options(options: Mapping[str, Option]) -> tuple[Profile, int]:
             known = ", ".join(sorted([*_VIF_SWITCHES, "mtu", "profile", "queues"]))
             raise ValueError(f"a Xen card has no option {option!r}; it has {known}")
     return replace(profile, queues=queues, **switches), mtu
+
+
+def vhost_card(link: Link, rng: random.Random, given: Mapping[str, Option]) -> VirtioNet:
+    """A virtio network card for a front end elsewhere, plugged into `link`; `given` are options of `add_virtio_net`.
+
+    What the front end tells its driver by itself is not offered: MAC address, link status, and MTU. Rings of every kind
+    are, unless an option says otherwise: whoever drives it has its own word in that. Raises ValueError for an option or
+    value that cannot be.
+    """
+    options = {"packed": True, "in_order": True, "mtu": MTU_OF_FRONT_ENDS, **given}
+    mac = str(options.pop("mac", "")).replace(":", "")
+    card = _card_options(options)
+    card["withhold"] |= 1 << net.VIRTIO_NET_F_MAC | 1 << net.VIRTIO_NET_F_STATUS | 1 << net.VIRTIO_NET_F_MTU
+    return VirtioNet(link, mac=bytes.fromhex(mac) if mac else b"\x02" + rng.randbytes(5), **card)
 
 
 class CardOptions(TypedDict):

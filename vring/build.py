@@ -189,7 +189,7 @@ class Rig:
         console = self._console
         write = None if console is None else lambda line: console(spec.name, line)
         try:
-            rng = self._random(f"partial guest {spec.name}")
+            rng = self.random(f"partial guest {spec.name}")
             guest = PartialGuest(self.loop, name=spec.name, rng=rng, words=spec.words, console=write)
             self.guests.append(guest)
             guest.calls.host = HostFiles(self.loop)
@@ -202,7 +202,7 @@ class Rig:
             raise ConfigError(f"{self.board.where(spec)}: {error}") from None
         return guest
 
-    def _random(self, purpose: str) -> random.Random:
+    def random(self, purpose: str) -> random.Random:
         """A source of randomness for what belongs to no machine; the last machine's seed and name decide it."""
         return self.machines[-1].random(purpose) if self.machines else chance(self.board.chosen_seed, purpose)
 
@@ -214,7 +214,7 @@ class Rig:
 
         Raises WireError, and ValueError as `PartialGuest.plug` does.
         """
-        link = self._plug(wire, f"{guest.name}.{name}")
+        link = self.open_wire(wire, f"{guest.name}.{name}")
         return guest.plug(link, *addresses, name=name, mac=mac, mtu=mtu, bare=wire.kind == "tun", up=up)
 
     def _stage1_done(self, machine: Machine, guest: Guest) -> None:
@@ -224,7 +224,7 @@ class Rig:
             self._trace.attach(machine, guest)
 
     def _add_nic(self, machine: Machine, nic: NicSpec, name: str, where: str) -> None:
-        link = self._plug(nic.wire, name)
+        link = self.open_wire(nic.wire, name)
         options = {key: value for key, value in nic.options.items() if key != "mac"}
         try:
             if nic.model == "xen":
@@ -236,7 +236,7 @@ class Rig:
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
 
-    def _plug(self, wire: WireSpec, name: str) -> Link:
+    def open_wire(self, wire: WireSpec, name: str) -> Link:
         """The end of the wire that the NIC is plugged into, wrapped as the board says."""
         link = self._open(wire, name)
         self._links.append(link)
@@ -280,7 +280,7 @@ class Rig:
         from vring.usernet.gateway import UserNet  # noqa: PLC0415  (loads servers and the host's sockets)
         from vring.usernet.options import UserOptions  # noqa: PLC0415
 
-        rng = self._random(f"user wire {name}")
+        rng = self.random(f"user wire {name}")
         guest = name.partition(".")[0]
 
         def complain(line: str) -> None:
@@ -299,7 +299,7 @@ class Rig:
             from vring.simnet.options import SimOptions  # noqa: PLC0415
 
             options = SimOptions.parse(wire.options)
-            sim = self.sims[str(wire)] = SimNet(self.loop, options, rng=self._random)
+            sim = self.sims[str(wire)] = SimNet(self.loop, options, rng=self.random)
         return sim
 
     # -- running -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
     vring boot [BOARD] [--nic …]… [--wire …]… [options] [-- GUEST COMMAND LINE]
     vring run [--nic …]… [--wire …]… [options] SCRIPT|-m MODULE [ARGUMENTS]
     vring boards
+    vring device --socket PATH --wire WIRE [options]
     vring demo [tx|rx|xen] [--step]
     vring tour
 
@@ -16,7 +17,7 @@ Promises:
 - On a terminal a board without programs ends in a prompt, which is the shell of its first guest (vring/prompt.py).
 - rich and the machine itself load only when a command needs them.
 
-Sections: `main`, `boot`, `run`, `boards`, `demo`, `tour`, running a board.
+Sections: `main`, `boot`, `run`, `boards`, `device`, `demo`, `tour`, running a board.
 """
 
 from __future__ import annotations
@@ -271,6 +272,83 @@ def _boards(context: typer.Context) -> None:
     width = max(map(len, found), default=0)
     for name, path in found.items():
         print(f"{name:<{width}}  {summary(path)}")
+
+
+_DEVICE_HELP = """Serve a network card to drivers in other processes, over vhost-user, until interrupted.
+
+The card is vring's; its driver is a VM's (QEMU's netdev vhost-user), DPDK's virtio-user, or another vring's guest
+(--nic vhost-user:PATH). It may come, go and come back. The n-th socket's card is on the n-th wire.
+
+\b
+Examples:
+  vring device --socket /tmp/card --wire user
+  vring device --socket /tmp/a --wire hub:lan --socket /tmp/b --wire hub:lan
+  vring device --socket /tmp/card --wire tap:t0 --card packed=off,queue_size=1024
+  vring device --client --socket /tmp/qemu --wire user
+
+\b
+To drive it (shared memory is what the card reaches the driver's RAM by):
+  qemu-system-x86_64 -m 512 -object memory-backend-memfd,id=m,size=512M,share=on -numa node,memdev=m \\
+    -chardev socket,id=c,path=/tmp/card,reconnect=1 -netdev vhost-user,id=n,chardev=c \\
+    -device virtio-net-pci,netdev=n,disable-legacy=on,vectors=0 ...
+  vring boot --nic vhost-user:/tmp/card -- -dhcp -s ping -c 3 10.0.2.2
+"""
+
+
+@app.command(
+    "device",
+    help=_DEVICE_HELP,
+    short_help="Serve a network card to a VM's driver, or DPDK's.",
+    options_metavar="--socket PATH --wire WIRE [OPTIONS]",
+)
+def _device(
+    context: typer.Context,
+    sockets: Annotated[
+        list[str], typer.Option("--socket", metavar="PATH", help="Where front ends find the card. Repeatable.")
+    ],
+    wires: Annotated[
+        list[str], typer.Option("--wire", metavar="WIRE", help="What the n-th card is plugged into. Repeatable.")
+    ],
+    card: Annotated[
+        str, typer.Option(metavar="KEY=VALUE,…", help="What the cards offer, as options of --nic virtio.")
+    ] = "",
+    client: Annotated[
+        bool, typer.Option("--client", help="Connect to front ends that listen, instead of listening.")
+    ] = False,
+    pcap: Annotated[Path | None, typer.Option(metavar="FILE", help="Capture what passes the cards (pcapng).")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="For all that is random.")] = None,
+) -> int:
+    _no_guest_words(context)
+    from hw.wire.link import WireError  # noqa: PLC0415  (loads the machine)
+    from vring.config import NicSpec  # noqa: PLC0415
+    from vring.device import Devices  # noqa: PLC0415
+
+    options = NicSpec.parse(f"virtio:{card}" if card else "virtio").options
+    devices: Devices | None = None
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        if devices is not None:
+            devices.stop()
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    with _signals(stop):
+        try:
+            devices = Devices(sockets, wires, options=options, client=client, pcap=pcap, seed=seed, tell=tell)
+        except (WireError, OSError) as error:
+            raise _Failure(str(error), EXIT_FAILURE) from None
+        for path in sockets:
+            tell(f"{path}: waiting for {'a front end that listens' if client else 'a front end'}")
+        try:
+            if not stopped:
+                devices.run()
+        finally:
+            devices.close()
+    return 0
 
 
 @app.command(

@@ -45,7 +45,7 @@ VHOST_USER_GET_STATUS = 40
 REQUEST_NAMES = {
     value: name.removeprefix("VHOST_USER_")
     for name, value in list(globals().items())
-    if name.startswith(("VHOST_USER_GET_", "VHOST_USER_SET_", "VHOST_USER_RESET_", "VHOST_USER_SEND_", "VHOST_USER_NET_"))
+    if name.startswith(tuple(f"VHOST_USER_{verb}_" for verb in ("GET", "SET", "RESET", "SEND", "NET")))
 }
 
 VHOST_USER_PROTOCOL_F_MQ = 0

@@ -1,7 +1,7 @@
 """Guest RAM of another process, as a vhost-user front end shares it: regions, each a descriptor that is mapped here.
 
-To the queues it is guest RAM like any other (`hw.memory.GuestMemory`): the same views, the same checks, the same hook. A
-span that crosses from one region into another is no RAM, as for every virtio device that maps regions.
+To the queues it is guest RAM like any other (`hw.memory.GuestMemory`): the same views, the same checks, the same hook.
+A span that crosses from one region into another is no RAM.
 
 Ring addresses come as addresses in the front end's process; `guest_address` makes guest-physical ones of them.
 """
