@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from hw.loop import Loop
+
 PATIENCE = 30.0  # seconds
 READY = "testpmd>"
 
@@ -22,10 +24,17 @@ class Pmd:
         devices: what `--vdev` is given, one each.
         mode: how it forwards: "io" gives each frame back as it came, "icmpecho" answers ARP and pings.
         more: further arguments of testpmd itself.
+        serve: a loop that runs meanwhile, where this process is what testpmd talks to as it starts.
     """
 
     def __init__(
-        self, program: str, work: Path, *devices: str, mode: str = "io", more: Sequence[str] = ()
+        self,
+        program: str,
+        work: Path,
+        *devices: str,
+        mode: str = "io",
+        more: Sequence[str] = (),
+        serve: Loop | None = None,
     ) -> None:
         self._log = work / "testpmd.log"
         prefix = f"vring{os.getpid()}{time.monotonic_ns()}"
@@ -43,7 +52,10 @@ class Pmd:
             if self.process.poll() is not None or time.monotonic() > until:
                 self.kill()
                 raise AssertionError(f"testpmd did not come up:\n{self.said}")
-            time.sleep(0.02)
+            if serve is None:
+                time.sleep(0.02)
+            else:
+                serve.run(deadline=serve.clock.now() + 20_000)
 
     @property
     def said(self) -> str:
