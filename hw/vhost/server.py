@@ -72,9 +72,10 @@ class DeviceServer:
     # -- as a server -----------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
+        left_over = self._is_left_over()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            if self._is_left_over():
+            if left_over:
                 os.unlink(self.path)
             listener.bind(self.path)
             listener.listen()
