@@ -39,6 +39,7 @@ HEADERS = {
     "hw.abi.virtio_mmio": ["linux/virtio_mmio.h"],
     "hw.abi.virtio_net": ["linux/virtio_net.h"],
     "hw.abi.virtio_net_ctrl": ["linux/virtio_net.h"],
+    "hw.abi.vhost_user": ["linux/vhost_types.h"],
     "hw.abi.if_tun": ["linux/if_tun.h"],
     "hw.abi.xen": ["xen/xen.h"],
     "hw.abi.xen_ring": ["xen/xen.h", "xen/io/netif.h"],
@@ -60,7 +61,23 @@ NO_HEADER = {"hw.abi.layout"}
 
 # Constants that some header in use does not have, each with its value (None for those of our own that other tests
 # here compare) and the section it comes from. A newer header may know more of them; then it is compared as well.
+_VHOST_USER = {
+    "VERSION": 1, "VERSION_MASK": 3, "REPLY": 4, "NEED_REPLY": 8, "F_PROTOCOL_FEATURES": 30,
+    "GET_FEATURES": 1, "SET_FEATURES": 2, "SET_OWNER": 3, "RESET_OWNER": 4, "SET_MEM_TABLE": 5, "SET_VRING_NUM": 8,
+    "SET_VRING_ADDR": 9, "SET_VRING_BASE": 10, "GET_VRING_BASE": 11, "SET_VRING_KICK": 12, "SET_VRING_CALL": 13,
+    "SET_VRING_ERR": 14, "GET_PROTOCOL_FEATURES": 15, "SET_PROTOCOL_FEATURES": 16, "GET_QUEUE_NUM": 17,
+    "SET_VRING_ENABLE": 18, "SEND_RARP": 19, "NET_SET_MTU": 20, "SET_BACKEND_REQ_FD": 21, "GET_CONFIG": 24,
+    "SET_CONFIG": 25, "RESET_DEVICE": 34, "SET_STATUS": 39, "GET_STATUS": 40,
+    "PROTOCOL_F_MQ": 0, "PROTOCOL_F_REPLY_ACK": 3, "PROTOCOL_F_BACKEND_REQ": 5, "PROTOCOL_F_CONFIG": 9,
+    "PROTOCOL_F_RESET_DEVICE": 13, "PROTOCOL_F_STATUS": 16,
+}  # fmt: skip
 NOT_IN_EVERY_HEADER: dict[str, dict[str, tuple[int | None, str]]] = {
+    "hw.abi.vhost_user": {
+        **{f"VHOST_USER_{name}": (value, "docs/interop/vhost-user") for name, value in _VHOST_USER.items()},
+        "MEMORY_REGIONS_MAX": (8, "docs/interop/vhost-user, memory regions description"),
+        "VRING_INDEX_MASK": (0xFF, "docs/interop/vhost-user, VHOST_USER_SET_VRING_KICK"),
+        "VRING_NOFD_MASK": (0x100, "docs/interop/vhost-user, VHOST_USER_SET_VRING_KICK"),
+    },
     "hw.abi.virtio": {
         "VIRTIO_F_IN_ORDER": (35, "virtio 1.4 §6"),
         "VIRTIO_F_NOTIFICATION_DATA": (38, "virtio 1.4 §6"),

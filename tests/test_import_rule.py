@@ -32,10 +32,11 @@ class Rule:
 # From low to high; a layer imports nothing above itself. Modules in one row may know each other.
 HW_LAYERS = (
     ("hw.abi",),
-    ("hw.memory", "hw.clock", "hw._native", "hw._native_build"),
+    ("hw.memory", "hw.clock", "hw.fence", "hw._native", "hw._native_build"),
     ("hw.bus", "hw.irq", "hw.loop", "hw.host_files"),
     ("hw.wire",),
     ("hw.virtio", "hw.xen"),
+    ("hw.vhost",),
     ("hw.machine",),
 )
 GUEST_LAYERS = (
@@ -60,7 +61,7 @@ WORLD = (
     "socketserver", "ssl", "subprocess", "threading", "time", "uuid",
 )  # fmt: skip
 DOORS = (
-    "hw.clock", "hw.loop", "hw.host_files", "hw.wire.tap", "hw.wire.packet", "vring.cli", "vring.home",
+    "hw.clock", "hw.loop", "hw.host_files", "hw.vhost", "hw.wire.tap", "hw.wire.packet", "vring.cli", "vring.home",
     "vring.lookalike", "vring.prompt", "vring.run", "vring.tour", "vring.usernet",
 )  # fmt: skip
 

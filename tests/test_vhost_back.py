@@ -6,6 +6,7 @@ tests/interop.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
@@ -159,6 +160,12 @@ def table(*regions: tuple[int, int, int, int]) -> bytes:
 
 FRAME = bytes.fromhex("ffffffffffff02000000000188b5") + bytes(50)
 HEADER = bytes(12)
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> None:
+    """What earlier tests left to the garbage collector must not go while descriptors are counted."""
+    gc.collect()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ from vring.config import Board, ConfigError, GuestSpec, NicSpec
 
 PATIENCE = 10 * SECOND
 RAM_DESCRIPTORS = 2  # a memfd, and the mapping's own
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> None:
+    """What earlier tests left to the garbage collector must not go while descriptors are counted."""
+    gc.collect()
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import struct
 
+from hw.abi.layout import Layout
+
 # A message begins with request, flags and the length of its payload.
 HEADER = struct.Struct("<III")
 VHOST_USER_VERSION = 1
@@ -55,12 +57,30 @@ VHOST_USER_PROTOCOL_F_CONFIG = 9
 VHOST_USER_PROTOCOL_F_RESET_DEVICE = 13
 VHOST_USER_PROTOCOL_F_STATUS = 16
 
+# As the kernel's vhost has them (linux/vhost_types.h).
+VHOST_VRING_STATE = Layout.of("vhost_vring_state", [("index", "I"), ("num", "I")])
+VHOST_VRING_ADDR = Layout.of(
+    "vhost_vring_addr",
+    [
+        ("index", "I"),
+        ("flags", "I"),
+        ("desc_user_addr", "Q"),
+        ("used_user_addr", "Q"),
+        ("avail_user_addr", "Q"),
+        ("log_guest_addr", "Q"),
+    ],
+)
+VHOST_MEMORY_REGION = Layout.of(
+    "vhost_memory_region",
+    [("guest_phys_addr", "Q"), ("memory_size", "Q"), ("userspace_addr", "Q"), ("flags_padding", "Q")],
+)
+
 U64 = struct.Struct("<Q")
-VRING_STATE = struct.Struct("<II")  # index, num
-VRING_ADDR = struct.Struct("<IIQQQQ")  # index, flags, descriptor, used, available (user addresses), log
+VRING_STATE = struct.Struct("<II")  # the same, for messages
+VRING_ADDR = struct.Struct("<IIQQQQ")
 MEMORY_HEAD = struct.Struct("<II")  # regions, padding
 MEMORY_REGIONS_MAX = 8
 CONFIG_HEAD = struct.Struct("<III")  # offset, bytes, flags; then the bytes
 VRING_INDEX_MASK = 0xFF  # of the number that comes with a descriptor
 VRING_NOFD_MASK = 0x100  # no descriptor comes with it
-MEMORY_REGION = struct.Struct("<QQQQ")  # guest address, bytes, user address, offset in the descriptor
+MEMORY_REGION = struct.Struct("<QQQQ")  # as the kernel's, with the offset in the descriptor at its end
