@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench import hook, hub, pytcp, ring, tap_ping, tcp, udp_echo, usernet, xen
+from bench import hook, hub, pytcp, ring, tap_ping, tcp, udp_echo, usernet, vhost, xen
 from bench.harness import Figure, spread
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,6 +35,8 @@ def main() -> int:
         parts += [
             ("ping over TAP", tap_ping.measure), ("UDP echo over TAP", udp_echo.measure), ("TCP over TAP", tcp.measure),
         ]  # fmt: skip
+    if not vhost.missing():
+        parts.append(("two processes", vhost.measure))
     if not usernet.missing():
         parts.append(("user wire", usernet.measure))
     for name, measure in parts:

@@ -61,7 +61,8 @@ WORLD = (
     "socketserver", "ssl", "subprocess", "threading", "time", "uuid",
 )  # fmt: skip
 DOORS = (
-    "hw.clock", "hw.loop", "hw.host_files", "hw.vhost", "hw.wire.tap", "hw.wire.packet", "vring.cli", "vring.home",
+    "hw.clock", "hw.loop", "hw.host_files", "hw.vhost", "hw.wire.dgram", "hw.wire.endpoint", "hw.wire.packet",
+    "hw.wire.stream", "hw.wire.tap", "hw.wire.vde", "vring.cli", "vring.home",
     "vring.lookalike", "vring.prompt", "vring.run", "vring.tour", "vring.usernet",
 )  # fmt: skip
 

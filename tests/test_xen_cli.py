@@ -37,7 +37,7 @@ def sim(*words: str) -> list[str]:
         ("xen:rx_queue_size=8", ["'rx_queue_size'", "profile, queues"]),
         ("xen:mac=1:2", ["mac", "'1:2'"]),
         ("virtio:profile=ling", ["virtio", "'profile'"]),
-        ("zen", ["'zen'", "virtio, xen"]),
+        ("zen", ["'zen'", "virtio, vhost-user, xen"]),
     ],
 )
 def test_a_mistake_in_a_card_is_one_line(typed: Typed, nic: str, parts: list[str]) -> None:

@@ -270,6 +270,18 @@ class Rig:
             return PacketLink(self.loop, wire.name)
         if wire.kind == "user":
             return self._add_user_net(wire, name)
+        if wire.kind == "stream":
+            from hw.wire.stream import StreamLink  # noqa: PLC0415  (few boards have one; the same below)
+
+            return StreamLink(self.loop, wire.name, server="server" in wire.options)
+        if wire.kind == "dgram":
+            from hw.wire.dgram import DatagramLink  # noqa: PLC0415
+
+            return DatagramLink(self.loop, wire.name, wire.options[0].partition("=")[2])
+        if wire.kind == "vde":
+            from hw.wire.vde import VdeLink  # noqa: PLC0415
+
+            return VdeLink(self.loop, wire.name)
         if wire.kind == "sim":
             return self._sim(wire).port(name)
         link = cable(self.loop)[0]

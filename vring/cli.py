@@ -147,7 +147,8 @@ Examples:
 \b
 NICs: virtio, with mtu=N, mac=M, rx_queue_size=N, tx_queue_size=N, event_idx=off, packed=on, in_order=on, …;
   xen, with profile=full|ling, queues=N, mtu=N, mac=M, sg=off, gso=off, split=off, …; or none.
-Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]; and impairments:
+Wires: none, hub[:NAME], tap:NAME[,vnet_hdr=on], packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS],
+stream:ADDRESS[,server], dgram:ADDRESS,remote=ADDRESS, vde:PATH[PORT]; and impairments:
   loss=1% delay=10ms jitter=2ms reorder=1% duplicate=1% corrupt=1% rate=10mbit
 What follows -- is the guest's command line:
   -ipaddr A -netmask M -gateway G, or -dhcp, and -s PROGRAM ARGUMENTS… for each program to start.

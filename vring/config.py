@@ -54,10 +54,18 @@ CLOCKS = ("real", "virtual")
 NIC_MODELS = ("virtio", "vhost-user", "xen")
 OUTSIDE_MODELS = ("vhost-user",)  # somebody else serves them, in real time
 DIRECT = "direct"  # what a partial guest has in place of a card
-WIRE_KINDS = ("none", "hub", "tap", "tun", "packet", "user", "sim")
-OUTSIDE_WIRES = ("tap", "tun", "packet", "user")
+WIRE_KINDS = ("none", "hub", "tap", "tun", "packet", "user", "sim", "stream", "dgram", "vde")
+OUTSIDE_WIRES = ("tap", "tun", "packet", "user", "stream", "dgram", "vde")
 NAMED_WIRES = ("tap", "tun", "packet")  # whose name is an interface of the host
-WIRE_FORMS = "none, hub, hub:NAME, tap:NAME, tun:NAME, packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS]"
+SOCKET_WIRES = {  # by kind: how it is written, and the options that it has besides impairments
+    "stream": ("stream:PATH or stream:HOST:PORT, with ,server to listen there", ("server",)),
+    "dgram": ("dgram:LOCAL,remote=REMOTE, each a path or HOST:PORT", ("remote",)),
+    "vde": ("vde:PATH or vde:PATH[PORT]", ()),
+}
+WIRE_FORMS = (
+    "none, hub, hub:NAME, tap:NAME, tun:NAME, packet:INTERFACE, user[:OPTIONS], sim[:OPTIONS], "
+    "stream:ADDRESS[,server], dgram:ADDRESS,remote=ADDRESS, vde:PATH[PORT]"
+)
 MEMORY_DEFAULT = 64 << 20
 MEMORY_MIN = 4 << 20
 MEMORY_MAX = 3 << 30
@@ -95,6 +103,8 @@ class WireSpec:
             return cls._parse_user(text, [name, *words] if name else words)
         if kind == "sim":
             return cls._parse_sim(text, [name, *words] if name else words)
+        if kind in SOCKET_WIRES:
+            return cls._parse_socket(text, kind, name, words)
         if kind not in WIRE_KINDS:
             raise ConfigError(f"{text!r} is not a wire; a wire is one of {WIRE_FORMS}")
         if kind == "none" and (name or words):
@@ -134,6 +144,27 @@ class WireSpec:
         return cls("user", "", False, impairments, options)
 
     @classmethod
+    def _parse_socket(cls, text: str, kind: str, name: str, words: list[str]) -> WireSpec:
+        from hw.wire.endpoint import parse_address, parse_place  # noqa: PLC0415  (few boards need these)
+
+        form, known = SOCKET_WIRES[kind]
+        mine = tuple(word for word in words if word.partition("=")[0] in known)
+        impairments = ",".join(word for word in words if word not in mine)
+        wrong = [word for word in mine if (word.partition("=")[2] == "") != (word == "server")]
+        if not name or wrong or (kind == "dgram" and len(mine) != 1):
+            raise ConfigError(f"wire {text!r}: write {form}")
+        try:
+            if kind == "vde":
+                parse_place(name)
+            else:
+                for address in (name, *(word.partition("=")[2] for word in mine if "=" in word)):
+                    parse_address(address)
+        except ValueError as error:
+            raise ConfigError(f"wire {text!r}: {error}") from None
+        _check_impairments(impairments, text)
+        return cls(kind, name, False, impairments, mine)
+
+    @classmethod
     def _parse_sim(cls, text: str, words: list[str]) -> WireSpec:
         from vring.simnet.options import SimOptions  # noqa: PLC0415  (few boards need it)
 
@@ -148,8 +179,8 @@ class WireSpec:
         if self.kind in ("user", "sim"):
             rest = ",".join((*self.options, *([self.impairments] if self.impairments else [])))
             return f"{self.kind}:{rest}" if rest else self.kind
-        words = [head, *(["vnet_hdr=on"] if self.vnet_hdr else []), *([self.impairments] if self.impairments else [])]
-        return ",".join(words)
+        words = [head, *self.options, "vnet_hdr=on" if self.vnet_hdr else "", self.impairments]
+        return ",".join(filter(None, words))
 
 
 @dataclass(frozen=True, slots=True)

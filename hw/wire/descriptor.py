@@ -28,6 +28,8 @@ _REASONS = {
     errno.EMSGSIZE: "too_long",
     errno.ENOBUFS: "no_buffer",  # the interface's own queue is full
     errno.ENOMEM: "no_buffer",
+    errno.ECONNREFUSED: "no_peer",  # a datagram socket that nobody has open
+    errno.ENOENT: "no_peer",
     errno.EBADFD: "interface_gone",
     errno.ENODEV: "interface_gone",
     errno.ENXIO: "interface_gone",

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.requirements import require, require_program
@@ -86,9 +87,14 @@ class CannotMake(Exception):
     """The guest cannot be made here; the text is one line that says why."""
 
 
-def guest_files(cache: Path) -> tuple[Path, Path]:
-    """Kernel and RAM disk, made in `cache` unless they are there; skips the test where that cannot be done."""
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+def guest_files(cache: Path, init: str = INIT, drivers: Sequence[str] = DRIVERS) -> tuple[Path, Path]:
+    """Kernel and RAM disk, made in `cache` unless they are there; skips the test where that cannot be done.
+
+    Args:
+        init: what the guest runs; MODULES stands for the drivers and what they need, in the order of loading.
+        drivers: the modules on the disk, without those that they need.
+    """
+    recipe = hashlib.sha256(Path(__file__).read_bytes() + init.encode() + repr(drivers).encode()).hexdigest()[:12]
     home = cache / f"linux-{recipe}"
     if not home.exists():
         for program in ("apt-get", "apt-cache", "dpkg", "cpio"):
@@ -97,7 +103,7 @@ def guest_files(cache: Path) -> tuple[Path, Path]:
         with tempfile.TemporaryDirectory(prefix="linux-", dir=cache) as directory:
             work = Path(directory)
             try:
-                _make(work)
+                _make(work, init, drivers)
             except CannotMake as error:
                 require(False, f"needs Debian's {KERNEL} and {BUSYBOX}: {error}")
             # Another worker may have been faster; its files are as good.
@@ -143,7 +149,7 @@ def _fetch_afresh(work: Path) -> None:
     _fetch(work, *options)
 
 
-def _make(work: Path) -> None:
+def _make(work: Path, script: str, drivers: Sequence[str]) -> None:
     """Fetch and unpack the packages in `work`, and leave the two files in `work/out`."""
     try:
         _fetch(work)
@@ -158,17 +164,17 @@ def _make(work: Path) -> None:
     for name in ("bin", "lib/modules", "proc", "sys", "dev"):
         (disk / name).mkdir(parents=True)
     shutil.copy(next((work / "root").glob("**/bin/busybox")), disk / "bin" / "busybox")
-    names = _add_modules(work / "root", disk / "lib" / "modules")
+    names = _add_modules(work / "root", disk / "lib" / "modules", drivers)
     init = disk / "init"
-    init.write_text(INIT.replace("MODULES", " ".join(names)))
+    init.write_text(script.replace("MODULES", " ".join(names)))
     init.chmod(0o755)
     listing = "\n".join(str(path.relative_to(disk)) for path in sorted(disk.rglob("*")))
     archive = _run("cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0", cwd=disk, stdin=listing)
     (out / "initrd.gz").write_bytes(gzip.compress(archive, 1))
 
 
-def _add_modules(root: Path, target: Path) -> list[str]:
-    """Copy `DRIVERS` and what they depend on; their names in the order in which they can be loaded."""
+def _add_modules(root: Path, target: Path, drivers: Sequence[str]) -> list[str]:
+    """Copy `drivers` and what they depend on; their names in the order in which they can be loaded."""
     found = {path.name.partition(".")[0].replace("-", "_"): path for path in root.glob("**/kernel/**/*.ko*")}
     order: list[str] = []
 
@@ -186,6 +192,6 @@ def _add_modules(root: Path, target: Path) -> list[str]:
         (target / f"{name}.ko").write_bytes(module)
         order.append(name)
 
-    for name in DRIVERS:
+    for name in drivers:
         add(name)
     return order
