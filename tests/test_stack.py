@@ -147,7 +147,7 @@ def test_d10_routes_come_and_go(timed: vring.Stack) -> None:
 @pytest.mark.parametrize(
     ("wire", "options", "said"),
     [
-        ("vde:/run/vde.ctl", {}, "not a wire"),
+        ("vde:/run/vde.ctl", {}, "where time is real"),
         ("tap", {}, "lacks a name"),
         ("hub:lan", {"mtu": 20}, "MTU of 20"),
         ("hub:lan", {"mac": "nonsense"}, "mac is written as"),
