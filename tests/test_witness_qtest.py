@@ -12,6 +12,7 @@ import pytest
 from guest.drivers.virtio_net import WANTED
 from guest.kernel import Guest
 from guest.net.device import IFF_RUNNING
+from guest.ring.packed import PackedRing
 from guest.ring.split import SplitRing
 from hw.abi import virtio, virtio_mmio, virtio_net
 from hw.clock import RealClock
@@ -141,6 +142,7 @@ def test_closing_leaves_a_device_that_is_reset_and_no_memory_in_use(qemu: Qemu) 
 # -- frames ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("qemu", ["packed=off", "packed=on"], ids=["split", "packed"], indirect=True)
 @pytest.mark.parametrize("event_idx", [EVENT_IDX, 0], ids=["event-idx", "no-event-idx"])
 @pytest.mark.parametrize("mrg_rxbuf", [MRG_RXBUF, 0], ids=["mrg", "no-mrg"])
 @pytest.mark.parametrize("indirect", [INDIRECT, 0], ids=["indirect", "no-indirect"])
@@ -149,6 +151,7 @@ def test_2000_frames_go_out_and_come_back(qemu: Qemu, event_idx: int, mrg_rxbuf:
     bare = BareDriver(qemu, wanted=WANTED & ~choice | event_idx | mrg_rxbuf | indirect)
     bare.driver.start()
     assert bare.driver.features & choice == event_idx | mrg_rxbuf | indirect
+    assert isinstance(bare.driver.rx.ring, PackedRing if "packed=on" in qemu.options else SplitRing)
 
     echo(bare, 2000, random.Random(f"{event_idx} {mrg_rxbuf} {indirect}"))
 
@@ -337,6 +340,7 @@ def test_a_device_that_asks_for_a_reset_gets_one_and_works_again(qemu: Qemu) -> 
 WORDS = "-ipaddr 10.9.0.2 -netmask 255.255.255.0 -gateway 10.9.0.1"
 
 
+@pytest.mark.parametrize("qemu", ["packed=off", "packed=on"], ids=["split", "packed"], indirect=True)
 def test_the_guest_boots_on_it_and_pings_a_host(qemu: Qemu) -> None:
     host = ScapyHost(qemu.wire, "02:00:00:00:00:01", "10.9.0.1")
     with WholeGuest(qemu, WORDS) as side:

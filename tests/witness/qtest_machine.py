@@ -163,7 +163,7 @@ class Qemu:
         loop: on the real clock; watches the qtest socket and the wire.
         program: path of qemu-system-x86_64.
         mac: the device's address, as text.
-        options: further properties of the device, such as "host_mtu=9000".
+        options: further properties of the device, such as "host_mtu=9000,packed=on".
 
     Attributes:
         memory: RAM from guest-physical 0, shared with QEMU.
@@ -173,6 +173,7 @@ class Qemu:
     """
 
     def __init__(self, loop: Loop, program: str, *, mac: str, options: str = "") -> None:
+        self.options = options
         self.loop = loop
         self.cpu: Cpu | None = None
         self.memory = GuestMemory(MEMORY_SIZE)
