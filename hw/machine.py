@@ -29,7 +29,7 @@ from hw.loop import Cpu, Loop
 from hw.memory import AccessHook, GuestMemory
 from hw.virtio.device import VirtioDevice
 from hw.virtio.mmio import VirtioMmio
-from hw.virtio.net import VirtioNet
+from hw.virtio.net import PAIRS_MAX, VirtioNet
 from hw.wire.link import Link
 from hw.xen.hypervisor import SPECIAL_BYTES, Domain, Hypervisor
 from hw.xen.netback import LING, QUEUES_MAX, Profile
@@ -55,9 +55,24 @@ _SWITCHES = {
     "in_order": VIRTIO_F_IN_ORDER,
     "notification_data": VIRTIO_F_NOTIFICATION_DATA,
     "queue_reset": VIRTIO_F_RING_RESET,
+    # Those of a card with a control queue.
+    "ctrl_rx": net.VIRTIO_NET_F_CTRL_RX,
+    "ctrl_rx_extra": net.VIRTIO_NET_F_CTRL_RX_EXTRA,
+    "ctrl_vlan": net.VIRTIO_NET_F_CTRL_VLAN,
+    "ctrl_mac_addr": net.VIRTIO_NET_F_CTRL_MAC_ADDR,
+    "ctrl_guest_offloads": net.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+    "guest_announce": net.VIRTIO_NET_F_GUEST_ANNOUNCE,
+    "notf_coal": net.VIRTIO_NET_F_NOTF_COAL,
+    "vq_notf_coal": net.VIRTIO_NET_F_VQ_NOTF_COAL,
+    "device_stats": net.VIRTIO_NET_F_DEVICE_STATS,
+    "hash": net.VIRTIO_NET_F_HASH_REPORT,
+    "rss": net.VIRTIO_NET_F_RSS,
 }
-_OFF = ("packed", "in_order", "notification_data")  # unless a user says otherwise; the other switches are on
+# Off unless a user says otherwise; the other switches are on.
+_OFF = ("packed", "in_order", "notification_data", "hash", "rss")
 _NUMBERS = ("rx_queue_size", "tx_queue_size", "queue_size", "mtu")
+_CONTROL = ("ctrl_vq", "queues", "speed", "duplex")  # the control queue and what comes with it
+_DUPLEX = {"half": net.DUPLEX_HALF, "full": net.DUPLEX_FULL, "unknown": net.DUPLEX_UNKNOWN}
 # Options of a Xen card that switch off something that its back end offers.
 _VIF_SWITCHES = ("sg", "gso", "ipv6_csum", "split", "multicast", "control")
 _PROFILES = {"full": Profile(), "ling": LING}
@@ -155,13 +170,18 @@ class Machine:
             mac: 6 bytes; by default made from seed, name and slot, locally administered.
             options: `rx_queue_size` (256), `tx_queue_size` (128), `queue_size` (both), `mtu` (1500, or "off"),
                 `mrg_rxbuf`, `status`, `event_idx`, `indirect_desc`, `queue_reset` (on), `packed`, `in_order`,
-                `notification_data` (off), `synchronous` (off: work inside the register write).
+                `notification_data` (off), `synchronous` (off: work inside the register write); `ctrl_vq` (off), and
+                with it `queues` (1; pairs of queues, up to 8; more than 1 bring the control queue along), `speed`
+                (Mbit/s), `duplex` ("half", "full", "unknown"), `ctrl_rx`, `ctrl_rx_extra`, `ctrl_vlan`,
+                `ctrl_mac_addr`, `ctrl_guest_offloads`, `guest_announce`, `notf_coal`, `vq_notf_coal`, `device_stats`
+                (on), `hash`, `rss` (off).
 
         Raises ValueError with one line for an option or value that cannot be, or when all slots are taken.
         """
         given = dict(options or {})
         synchronous, mac = self._common(given, mac)
-        return self._plug_in(VirtioNet(link, mac=mac, **_card_options(given)), synchronous)
+        control = _control_options(given)
+        return self._plug_in(VirtioNet(link, mac=mac, **_card_options(given), **control), synchronous)
 
     def add_vhost_user(
         self, path: str, *, mac: bytes | None = None, options: Mapping[str, Option] | None = None
@@ -194,7 +214,7 @@ class Machine:
     def _plug_in(self, device: VirtioDevice, synchronous: bool) -> VirtioMmio:
         slot = len(self.nics)
         line = self.irq.line(FIRST_IRQ + slot)
-        transport = VirtioMmio(device, self.memory, line, self.loop.call_soon, synchronous=synchronous)
+        transport = VirtioMmio(device, self.memory, line, self.loop, synchronous=synchronous)
         self.bus.map(SLOT_BASE + slot * SLOT_SIZE, SLOT_SIZE, transport)
         self.nics.append(transport)
         return transport
@@ -337,9 +357,11 @@ def vhost_card(link: Link, rng: random.Random, given: Mapping[str, Option]) -> V
     """
     options = {"packed": True, "in_order": True, "mtu": MTU_OF_FRONT_ENDS, **given}
     mac = str(options.pop("mac", "")).replace(":", "")
+    control = _control_options(options)
+    control["control"] = False  # it is the front end's
     card = _card_options(options)
     card["withhold"] |= 1 << net.VIRTIO_NET_F_MAC | 1 << net.VIRTIO_NET_F_STATUS | 1 << net.VIRTIO_NET_F_MTU
-    return VirtioNet(link, mac=bytes.fromhex(mac) if mac else b"\x02" + rng.randbytes(5), **card)
+    return VirtioNet(link, mac=bytes.fromhex(mac) if mac else b"\x02" + rng.randbytes(5), **card, **control)
 
 
 class CardOptions(TypedDict):
@@ -348,6 +370,15 @@ class CardOptions(TypedDict):
     withhold: int
     mtu: int | None
     queue_sizes: tuple[int, int]
+
+
+class ControlOptions(TypedDict):
+    """Those that come with a control queue."""
+
+    pairs: int
+    control: bool
+    speed: int
+    duplex: int
 
 
 def _card_options(given: Mapping[str, Option]) -> CardOptions:
@@ -369,6 +400,23 @@ def _card_options(given: Mapping[str, Option]) -> CardOptions:
             for which in sizes if name == "queue_size" else (name,):
                 sizes[which] = size
         else:
-            known = ", ".join(sorted([*_SWITCHES, *_NUMBERS, "synchronous"]))
+            known = ", ".join(sorted([*_SWITCHES, *_NUMBERS, *_CONTROL, "synchronous"]))
             raise ValueError(f"a virtio card has no option {name!r}; it has {known}")
     return {"withhold": withhold, "mtu": mtu, "queue_sizes": (sizes["rx_queue_size"], sizes["tx_queue_size"])}
+
+
+def _control_options(given: dict[str, Option]) -> ControlOptions:
+    """The control queue and what comes with it; takes its words out of `given`."""
+    pairs = _number("queues", given.pop("queues", 1), 1, PAIRS_MAX)
+    control = _switch("ctrl_vq", given.pop("ctrl_vq", pairs > 1))
+    if pairs > 1 and not control:
+        raise ValueError(f"queues={pairs}: several queues need the control queue, which ctrl_vq=off takes away")
+    speed, duplex = given.pop("speed", "unknown"), given.pop("duplex", "unknown")
+    if duplex not in _DUPLEX:
+        raise ValueError(f"duplex={duplex}: say {' or '.join(_DUPLEX)}")
+    return {
+        "pairs": pairs,
+        "control": control,
+        "speed": net.SPEED_UNKNOWN if speed == "unknown" else _number("speed", speed, 0, net.SPEED_MAX),
+        "duplex": _DUPLEX[str(duplex)],
+    }

@@ -30,6 +30,7 @@ from contextlib import suppress
 
 from hw.abi import vhost_user as abi
 from hw.abi.virtio import VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET
+from hw.clock import Timer
 from hw.loop import Loop
 from hw.memory import MemoryFault
 from hw.vhost.shared import Region, SharedMemory
@@ -463,6 +464,7 @@ class VhostSession:
             self._drop_kick(self._vrings[index])
             return
         self.counters["kicks"] += 1
+        self.device.notifications[index] += 1
         if self.device.queues[index] is not None:
             self.device.kick(index)
 
@@ -479,6 +481,10 @@ class VhostSession:
         self._vrings[index].kicked = False
         if self.device.queues[index] is not None:
             self.device.kick(index)
+
+    def after(self, delay: int, callback: Callable[[], None]) -> Timer:
+        """Call `callback` in `delay` microseconds."""
+        return self._loop.clock.after(delay, callback)
 
     def notify_used(self, queue: int) -> None:
         """Send a used buffer notification for `queue`."""

@@ -7,8 +7,10 @@ buffers. A device never touches registers, a transport never touches buffers.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
+from hw.clock import Timer
 from hw.virtio.queue import DeviceQueue
 
 
@@ -27,6 +29,9 @@ class Transport(Protocol):
     def again(self, queue: int) -> None:
         """Call `kick(queue)` once more, a turn later."""
 
+    def after(self, delay: int, callback: Callable[[], None]) -> Timer:
+        """Call `callback` in `delay` microseconds."""
+
 
 class VirtioDevice:
     """A device behind a transport. Subclasses fill in the attributes and override the methods.
@@ -37,6 +42,7 @@ class VirtioDevice:
         queue_sizes: the largest size of each queue; its length is the number of queues.
         queues: the queues that are ready, None for the others.
         counters: what the device did and dropped, with reasons.
+        notifications: how often the driver rang each queue's doorbell; counted by the transport.
     """
 
     device_id = 0
@@ -47,6 +53,7 @@ class VirtioDevice:
         self.queues: list[DeviceQueue | None] = [None] * len(queue_sizes)
         self.transport: Transport | None = None
         self.counters: Counter[str] = Counter()
+        self.notifications: Counter[int] = Counter()
 
     def refuses(self, features: int) -> str | None:
         """Why this set of features cannot be accepted, or None. It is a subset of those offered."""

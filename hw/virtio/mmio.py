@@ -34,7 +34,9 @@ from hw.abi.virtio import (
     VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
 )
+from hw.clock import Timer
 from hw.irq import IrqLine
+from hw.loop import Loop
 from hw.memory import GuestMemory
 from hw.virtio import packed, split
 from hw.virtio.device import VirtioDevice
@@ -87,7 +89,7 @@ class VirtioMmio:
         device: what sits in the slot.
         memory: guest RAM, for the queues.
         line: the slot's interrupt.
-        schedule: runs a callback soon (`Loop.call_soon`).
+        loop: gives it turns, and has the clock.
         synchronous: work inside the register write instead.
     """
 
@@ -96,7 +98,7 @@ class VirtioMmio:
         device: VirtioDevice,
         memory: GuestMemory,
         line: IrqLine,
-        schedule: Callable[[Callable[[], None]], None],
+        loop: Loop,
         *,
         synchronous: bool = False,
     ) -> None:
@@ -108,7 +110,7 @@ class VirtioMmio:
         self.generation = 0
         self.refusal = ""  # why FEATURES_OK stayed clear
         self.failure = ""  # the last rule that the driver broke; a reset does not wipe it out
-        self._schedule = schedule
+        self._loop = loop
         self._clear()
         device.transport = self
 
@@ -332,6 +334,7 @@ class VirtioMmio:
             self.counters["kick_ignored"] += 1
             return
         self.counters["kicks"] += 1
+        self.device.notifications[index] += 1
         self.queue_registers[index].announced = value >> 16
         if self.synchronous:
             self.device.kick(index)
@@ -343,12 +346,16 @@ class VirtioMmio:
         registers = self.queue_registers[queue]
         if not registers.kicked:
             registers.kicked = True
-            self._schedule(lambda: self._work(queue))
+            self._loop.call_soon(lambda: self._work(queue))
 
     def _work(self, index: int) -> None:
         self.queue_registers[index].kicked = False
         if self.device.queues[index] is not None:
             self.device.kick(index)
+
+    def after(self, delay: int, callback: Callable[[], None]) -> Timer:
+        """Call `callback` in `delay` microseconds."""
+        return self._loop.clock.after(delay, callback)
 
     def _notify(self, bit: int) -> None:
         if self.status & VIRTIO_CONFIG_S_DRIVER_OK:

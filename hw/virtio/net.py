@@ -1,25 +1,28 @@
-"""The virtio network device: moves frames between a wire and the guest's two queues.
+"""The virtio network device: a card with one pair of queues or up to eight, and a control queue where it is offered.
 
-Read first: virtio 1.4 §5.1.9.2 (transmission), §5.1.9.3 and §5.1.9.4 (reception), §5.1.4 (configuration).
+    wire ── filter ── steering ── Receiving 1 … N ── receive queues
+    wire ── Transmitter 1 … N ── transmit queues
+    filter, steering, offloads, coalescing, statistics ── ControlQueue ── control queue
+
+Read first: virtio 1.4 §5.1.2 (queues), §5.1.3 (features), §5.1.4 (configuration), §5.1.9 (operation). What happens to a
+frame is in net_tx.py and net_rx.py, what the driver may ask for in net_ctrl.py.
 
 Promises:
-- A frame is never copied on its way out: the wire is handed views of guest RAM. On its way in it is read or copied
-  once, straight into the posted buffers.
-- A batch costs one used index, one interrupt and one call of the wire.
-- `used.len` is the number of bytes written: 0 for transmitted buffers.
+- A batch costs one used index, one interrupt and one call of the wire, for each queue that it touches.
 - A chain that breaks a rule of the ring stops its queue with DEVICE_NEEDS_RESET; a frame that cannot be sent or
   received is dropped and counted, and its buffer returned or kept for the next frame.
-- While the wire is full, transmitted chains wait in the device; while the guest has no buffers, the wire keeps its
-  frames (bounded there).
+- One pair without filter and hash costs nothing for what it does not use: frames are read straight into its buffers.
+- STANDBY is not offered: there is no primary device here to stand by for.
 
-Sections: configuration, transmit, receive (frames that are handed over), receive (frames read from a descriptor).
+Sections: configuration, negotiation, queues, receive, what the control queue changes.
 """
 
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from hw.abi import virtio_net as net
 from hw.abi.virtio import (
@@ -33,17 +36,19 @@ from hw.abi.virtio import (
     features,
 )
 from hw.virtio.device import VirtioDevice
-from hw.virtio.offload import ETHERNET_HEADER, FROM_DRIVER, TO_DRIVER
-from hw.virtio.queue import Chain, DeviceQueue, QueueError
-from hw.virtio.vectors import gather, scatter, split_header
-from hw.wire.finish import finished
-from hw.wire.link import FRAME_MAX, HEADER_SIZE, Buffer, Frame, Link, Receiver, Views
+from hw.virtio.net_ctrl import ControlQueue, Refused
+from hw.virtio.net_filter import ReceiveFilter
+from hw.virtio.net_rx import PULL_BUDGET, Receiving
+from hw.virtio.net_side import Side, Terms
+from hw.virtio.net_tx import Transmitter
+from hw.virtio.offload import ETHERNET_HEADER, TO_DRIVER
+from hw.virtio.queue import DeviceQueue, QueueError
+from hw.virtio.steering import HASH_TYPES, KEY_MAX, NOT_HASHED, TABLE_MAX, Rss, Steering, peek
+from hw.wire.link import FRAME_MAX, Frame, Link, Receiver
 
-RX, TX = net.RECEIVEQ1, net.TRANSMITQ1
+PAIRS_MAX = 8
+CONTROL_SIZE = 64
 VLAN_TAG = 4
-TX_BATCH = 64  # frames handed to the wire at once
-PULL_BUDGET = 64  # frames read from a descriptor before others get a turn
-_NOT_NEGOTIATED = ("csum_not_negotiated", "gso_not_negotiated")
 RECEIVE_FLAGS = net.VIRTIO_NET_HDR_F_NEEDS_CSUM | net.VIRTIO_NET_HDR_F_DATA_VALID
 
 # What the device can do; all of it is offered unless options say otherwise.
@@ -60,6 +65,22 @@ OFFERED = features(
     VIRTIO_F_NOTIFICATION_DATA,
     VIRTIO_F_RING_RESET,
 )
+# The same of a card with a control queue.
+CONTROLLED = features(
+    net.VIRTIO_NET_F_CTRL_VQ,
+    net.VIRTIO_NET_F_CTRL_RX,
+    net.VIRTIO_NET_F_CTRL_RX_EXTRA,
+    net.VIRTIO_NET_F_CTRL_VLAN,
+    net.VIRTIO_NET_F_CTRL_MAC_ADDR,
+    net.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+    net.VIRTIO_NET_F_GUEST_ANNOUNCE,
+    net.VIRTIO_NET_F_NOTF_COAL,
+    net.VIRTIO_NET_F_VQ_NOTF_COAL,
+    net.VIRTIO_NET_F_DEVICE_STATS,
+    net.VIRTIO_NET_F_HASH_REPORT,
+    net.VIRTIO_NET_F_SPEED_DUPLEX,
+)
+STEERED = features(net.VIRTIO_NET_F_MQ, net.VIRTIO_NET_F_RSS)  # and of one with several pairs
 
 
 class VirtioNet(VirtioDevice, Receiver):
@@ -69,8 +90,17 @@ class VirtioNet(VirtioDevice, Receiver):
         link: one end of a wire.
         mac: 6 bytes.
         mtu: the largest IP packet, offered as MTU; None offers no MTU.
-        queue_sizes: largest sizes of the receive and the transmit queue.
-        withhold: features of `OFFERED` that are not offered (a mask).
+        queue_sizes: largest sizes of each receive and each transmit queue.
+        pairs: queue pairs, 1 to 8.
+        control: whether there is a control queue. Without one, several pairs are those of a front end elsewhere, which
+            has the control queue and says here which pairs it enabled (vhost-user).
+        speed, duplex: Mbit/s and DUPLEX_*, as the configuration says them.
+        withhold: features that are not offered (a mask).
+
+    Attributes:
+        filter: what is let in.
+        steering: where it goes.
+        offloads: features, less the receive offloads that are switched off.
     """
 
     device_id = 1
@@ -82,36 +112,52 @@ class VirtioNet(VirtioDevice, Receiver):
         mac: bytes,
         mtu: int | None = 1500,
         queue_sizes: tuple[int, int] = (256, 128),
+        pairs: int = 1,
+        control: bool = False,
+        speed: int = net.SPEED_UNKNOWN,
+        duplex: int = net.DUPLEX_UNKNOWN,
         withhold: int = 0,
     ) -> None:
-        offered = OFFERED & ~withhold
+        offered = OFFERED
+        if control:
+            offered |= CONTROLLED | (STEERED if pairs > 1 else 0)
+        elif pairs > 1:
+            offered |= 1 << net.VIRTIO_NET_F_MQ
         if mtu is None:
             offered &= ~(1 << net.VIRTIO_NET_F_MTU)
-        super().__init__(offered, queue_sizes)
+        super().__init__(offered & ~withhold, queue_sizes * pairs + (CONTROL_SIZE,) * control)
         self.link = link
-        self.mac = mac
         self.mtu = mtu
+        self.pairs = pairs
+        self.speed, self.duplex = speed, duplex
         self.negotiated = 0
-        self.header_length = net.header_length(0)
-        self._mergeable = False
-        self._frame_max = FRAME_MAX
-        self._receive_max = FRAME_MAX
-        self._receive_flags = 0
-        self._running = False
-        self._posted: deque[Chain] = deque()  # taken from the receive queue, not yet filled
-        self._paused = False  # the wire holds frames back until buffers are posted
-        self._stalled: tuple[list[Frame], list[Chain]] | None = None  # taken from the transmit queue; the wire is full
-        self._overflow = memoryview(bytearray(FRAME_MAX))  # where the rest of a frame goes that no buffer can hold
-        self._wire_header = memoryview(bytearray(HEADER_SIZE))  # the wire's header, when the driver's is longer
+        self.filter = ReceiveFilter(mac)
+        self.steering = Steering()
+        self.control = ControlQueue(self, self)
+        self.receivers = [Receiving(self, 2 * pair, link, self.filter) for pair in range(pairs)]
+        self.transmitters = [Transmitter(self, 2 * pair + 1, link) for pair in range(pairs)]
         self.link_up = link.carrier
+        self._controlled = control
+        self._announce = False
+        self._running = False
         link.attach(self)
+
+    @property
+    def sides(self) -> list[Side]:
+        """Receive and transmit sides, by queue number."""
+        return [side for pair in zip(self.receivers, self.transmitters, strict=True) for side in pair]
 
     # -- configuration (§5.1.4) --------------------------------------------------------------------------------------
 
     def config(self) -> bytes:
         """struct virtio_net_config."""
         status = net.VIRTIO_NET_S_LINK_UP if self.link_up else 0
-        return struct.pack("<6sHHHIBBHI", self.mac, status, 1, self.mtu or 0, 0xFFFFFFFF, 0xFF, 0, 0, 0)
+        if self._announce:
+            status |= net.VIRTIO_NET_S_ANNOUNCE
+        return struct.pack(
+            "<6sHHHIBBHI", self.filter.mac, status, self.pairs, self.mtu or 0, self.speed, self.duplex, KEY_MAX,
+            TABLE_MAX, HASH_TYPES,
+        )  # fmt: skip
 
     def carrier_changed(self) -> None:
         """Somebody was plugged in or out at the far end of the wire."""
@@ -121,15 +167,30 @@ class VirtioNet(VirtioDevice, Receiver):
         """Plug or unplug the cable, as the guest sees it."""
         if up != self.link_up:
             self.link_up = up
-            if self.transport is not None:
-                self.transport.notify_config()
+            self._tell()
+
+    def announce(self) -> bool:
+        """Ask the driver to tell its neighbours where it is (§5.1.9.5.4), as after a migration; whether it can."""
+        if not self.negotiated >> net.VIRTIO_NET_F_GUEST_ANNOUNCE & 1:
+            return False
+        self._announce = True
+        self._tell()
+        return True
+
+    def _tell(self) -> None:
+        if self.transport is not None:
+            self.transport.notify_config()
 
     def unplug(self) -> None:
         """Let go of the wire."""
         self.link.detach()
 
+    # -- negotiation -------------------------------------------------------------------------------------------------
+
     def refuses(self, features: int) -> str | None:
         """A feature without what it needs (§5.1.3.1)."""
+        if not self._controlled and self.pairs > 1:
+            features |= 1 << net.VIRTIO_NET_F_CTRL_VQ  # the front end has it
         for bit, alternatives in net.FEATURE_REQUIRES.items():
             if features >> bit & 1 and not any(
                 all(features >> need & 1 for need in needs) for needs in alternatives
@@ -140,355 +201,195 @@ class VirtioNet(VirtioDevice, Receiver):
 
     def start(self, features: int) -> None:
         """DRIVER_OK."""
+        self._terms(features)
+        self.steering.reset()
+        if not self._controlled:
+            self._count_pairs()
+        self._running = True
+        if self.transport is not None:
+            for index, queue in enumerate(self.queues):
+                if queue is not None:
+                    self.transport.again(index)
+
+    def _terms(self, features: int) -> None:
+        """What was negotiated decides the header's length, what may be sent, and which queue is for control."""
         self.negotiated = features
-        self.header_length = net.header_length(features)
-        self._mergeable = bool(features >> net.VIRTIO_NET_F_MRG_RXBUF & 1)
         limit = FRAME_MAX
         if features >> net.VIRTIO_NET_F_MTU & 1 and self.mtu is not None:
             limit = self.mtu + ETHERNET_HEADER + VLAN_TAG
-        self._frame_max = limit
-        # The largest frame that posted buffers must be able to take at once (§5.1.9.3.1).
-        guest_csum = features >> net.VIRTIO_NET_F_GUEST_CSUM & 1
-        self._receive_flags = RECEIVE_FLAGS if guest_csum else 0
-        self._receive_max = FRAME_MAX if features & TO_DRIVER.segmentation else min(limit, FRAME_MAX)
-        self._running = True
-        for index in (RX, TX):
-            if self.queues[index] is not None and self.transport is not None:
-                self.transport.again(index)
+        self.filter.reset(features)
+        if features >> net.VIRTIO_NET_F_CTRL_VQ & 1 and self._controlled:
+            steered = features >> net.VIRTIO_NET_F_MQ & 1 or features >> net.VIRTIO_NET_F_RSS & 1
+            self.control.index = net.control_queue(self.pairs if steered else 1)  # §5.1.2
+            self.control.queue = self.queues[self.control.index]
+        terms = Terms(features, features, net.header_length(features), limit)
+        for side in self.sides:
+            side.terms = terms
+        self._set_offloads(features)
+
+    def _set_offloads(self, offloads: int) -> None:
+        # The largest frame that posted buffers must be able to take at once is of §5.1.9.3.1.
+        flags = RECEIVE_FLAGS if offloads >> net.VIRTIO_NET_F_GUEST_CSUM & 1 else 0
+        for side in self.receivers:
+            most = FRAME_MAX if offloads & TO_DRIVER.segmentation else side.terms.frame_max
+            side.terms = replace(side.terms, offloads=offloads, receive_max=most, receive_flags=flags)
 
     def reset(self) -> None:
         """Forget the driver and every buffer of its."""
         self._running = False
-        self.negotiated = 0
-        for index in (RX, TX):
+        self.control.reset()
+        for index in range(len(self.queues)):
             self.set_queue(index, None)
-        if self._paused:
-            # What the wire holds back was for this driver: let it come now, to be dropped, not to the next one.
-            self._paused = False
-            self.link.resume()
+        self.steering.reset()
+        self._announce = False
+        self._terms(0)
+        self._teach()
+        for side in self.receivers:
+            side.let_go()
+
+    # -- queues (§5.1.2) ---------------------------------------------------------------------------------------------
 
     def set_queue(self, index: int, queue: DeviceQueue | None) -> None:
         """A queue became ready or stopped."""
         super().set_queue(index, queue)
-        if index == RX:
-            self._posted.clear()
-        elif self._stalled is not None:
-            self.counters["tx_dropped_queue_stopped"] += len(self._stalled[0])
-            self._stalled = None
+        if index == self.control.index:
+            self.control.queue = queue
+        elif index < 2 * self.pairs:
+            side = (self.transmitters if index % 2 else self.receivers)[index // 2]
+            side.open(queue)
+            side.coalescing = self.control.coalescing_of(index)
+            if not self._controlled and self._running:
+                self._count_pairs()
+
+    def _count_pairs(self) -> None:
+        """Without a control queue of its own the card uses the pairs that are ready, from the first."""
+        ready = [side.queue is not None for side in self.receivers]
+        self.use_pairs(max(1, ready.index(False) if False in ready else self.pairs))
 
     def kick(self, index: int) -> None:
         """Buffers are available on a queue."""
         if not self._running:
             return
-        if index == TX:
-            self._transmit()
-        else:
-            self._refilled()
-
-    def _fail(self, index: int, error: QueueError) -> None:
-        if self.transport is not None:
-            self.transport.fail(index, str(error))
-
-    def _interrupt(self, queue: DeviceQueue) -> None:
-        if queue.flush() and self.transport is not None:
-            self.transport.notify_used(queue.index)
-
-    # -- transmit (§5.1.9.2) -----------------------------------------------------------------------------------------
-
-    def _transmit(self) -> None:
-        """Send what the driver offers, until the queue is empty, the wire is full or others deserve a turn."""
-        queue = self.queues[TX]
-        if queue is None or self._stalled is not None:
-            return
-        try:
-            queue.disable_kicks()
-            for _ in range(max(1, queue.size // TX_BATCH)):
-                if not self._transmit_batch(queue):
-                    break
-            if self._stalled is None and queue.enable_kicks() and self.transport is not None:
-                self.transport.again(TX)
-        except QueueError as error:
-            self._interrupt(queue)
-            self._fail(TX, error)
-
-    def _transmit_batch(self, queue: DeviceQueue) -> bool:
-        """Send up to TX_BATCH frames; whether there may be more."""
-        frames: list[Frame] = []
-        chains: list[Chain] = []
-        try:
-            for _ in range(TX_BATCH):
-                chain = queue.pop()
-                if chain is None:
-                    break
-                if not chain.readable and chain.writable:
-                    raise QueueError("a transmit buffer without device-readable descriptors (virtio 1.4 §5.1.9.2)")
-                frame = self._outgoing(chain)
-                if frame is None:
-                    queue.push(chain.head, 0)
-                else:
-                    frames.append(frame)
-                    chains.append(chain)
-        finally:
-            # What came before a broken chain is sent all the same.
-            if frames:
-                self._send(queue, frames, chains)
-        self._interrupt(queue)
-        return len(frames) == TX_BATCH and self._stalled is None
-
-    def _outgoing(self, chain: Chain) -> Frame | None:
-        """Header and frame of a transmitted chain, or None when it must be dropped, which is counted."""
-        length = chain.readable_length - self.header_length
-        if length < 0:
-            self.counters["tx_dropped_short_header"] += 1
-            return None
-        if length < ETHERNET_HEADER:
-            self.counters["tx_dropped_runt"] += 1
-            return None
-        header, views = split_header(chain.readable, self.header_length)
-        flags, gso_type = header[0], header[1]
-        why = FROM_DRIVER.refuses(self.negotiated, header, length) if flags or gso_type else ""
-        if not why and length > (FRAME_MAX if gso_type else self._frame_max):
-            why = "too_long"
-        if why:
-            self.counters["tx_dropped_" + why] += 1
-            return None
-        if not flags & net.VIRTIO_NET_HDR_F_NEEDS_CSUM:
-            return None, views
-        # Of the flags only this one is the driver's to set (§5.1.9.2.1); what else it says vouches for nothing.
-        return bytes((net.VIRTIO_NET_HDR_F_NEEDS_CSUM,)) + header[1 : net.NET_HEADER.size], views
-
-    def _send(self, queue: DeviceQueue, frames: list[Frame], chains: list[Chain]) -> None:
-        """Hand frames to the wire and their chains back to the driver; keep those that the wire has no room for."""
-        taken = self.link.transmit(frames)
-        counters = self.counters
-        push = queue.push
-        sent = 0
-        for chain in chains[:taken]:
-            sent += chain.readable_length
-            push(chain.head, 0)
-        counters["tx_packets"] += taken
-        counters["tx_bytes"] += sent - taken * self.header_length
-        if taken < len(frames):
-            self._stalled = (frames[taken:], chains[taken:])
-            counters["tx_stalls"] += 1
+        if index == self.control.index:
+            self.control.run()
+        elif index < 2 * self.pairs:
+            (self.transmitters if index % 2 else self.receivers)[index // 2].run()
 
     def writable(self) -> None:
         """The wire has room again."""
-        queue, stalled = self.queues[TX], self._stalled
-        if queue is None or stalled is None:
-            return
-        self._stalled = None
-        self._send(queue, *stalled)
-        self._interrupt(queue)
-        if self._stalled is None and self.transport is not None:
-            self.transport.again(TX)
+        for side in self.transmitters:
+            side.writable()
 
-    # -- receive: frames that are handed over (§5.1.9.4) -------------------------------------------------------------
+    # -- receive -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _looks(self) -> bool:
+        """Whether a frame has to be looked at before it is known where it goes, or with what header."""
+        return self.steering.looks or self.receivers[0].terms.hash_report
 
     def receive(self, frames: Sequence[Frame]) -> int:
         """Copy frames into posted buffers; how many were taken. Without a driver they are dropped and counted."""
-        queue = self.queues[RX]
-        if queue is None or not self._running:
-            self.counters["rx_dropped_no_driver"] += len(frames)
+        if not self._running or not self.link_up:
+            self.receivers[0].drop("link_down" if self._running else "no_driver", len(frames))
             return len(frames)
-        if not self.link_up:
-            self.counters["rx_dropped_link_down"] += len(frames)
-            return len(frames)
+        return self._receive_steered(frames) if self._looks else self.receivers[0].receive(frames)
+
+    def _receive_steered(self, frames: Sequence[Frame]) -> int:
         taken = 0
-        try:
-            for header, views in frames:
-                if not self._receive_one(queue, header, views):
-                    self._wait_for_buffers(queue)
-                    break
+        touched: dict[Receiving, int] = {}
+        for frame in frames:
+            side, hashed = self._choose(frame)
+            if side is None or side.queue is None:
                 taken += 1
-        except QueueError as error:
-            self._interrupt(queue)
-            self._fail(RX, error)
-            self.counters["rx_dropped_no_driver"] += len(frames) - taken
-            return len(frames)
-        self._interrupt(queue)
+                continue
+            try:
+                before = side.stats["packets"]
+                if not side.receive_one(side.queue, frame, hashed):
+                    side.wait()
+                    break
+                touched[side] = touched.get(side, 0) + side.stats["packets"] - before
+            except QueueError as error:
+                side.fail(error)
+                side.drop("no_driver")
+            taken += 1
+        for side, count in touched.items():
+            if side.queue is not None:
+                side.publish(side.queue, count)
         return taken
 
-    def _wait_for_buffers(self, queue: DeviceQueue) -> None:
-        """Ask for a kick with the next buffers. If some came in the meantime, act as if kicked."""
-        self._paused = True
-        self.counters["rx_no_buffers"] += 1
-        if queue.enable_kicks() and self.transport is not None:
-            self.transport.again(RX)
-
-    def _refilled(self) -> None:
-        """Buffers were posted: let the wire go on if it was held back."""
-        queue = self.queues[RX]
-        if queue is None:
-            return
-        try:
-            if not self._paused:
-                queue.disable_kicks()
-            elif queue.available():
-                queue.disable_kicks()
-                self._paused = False
-                self.link.resume()
-            # Otherwise the kick announced nothing: the next one is still needed.
-        except QueueError as error:
-            self._fail(RX, error)
-
-    def _take(self, queue: DeviceQueue) -> Chain | None:
-        """The next posted chain that can hold a header. Smaller ones go back unused."""
-        while True:
-            chain = self._posted.popleft() if self._posted else queue.pop()
-            if chain is None:
-                return None
-            if not chain.writable:
-                raise QueueError("a receive buffer without device-writable descriptors (virtio 1.4 §5.1.9.3)")
-            if chain.writable_length >= self.header_length:
-                return chain
-            self.counters["rx_buffer_too_small"] += 1
-            queue.push(chain.head, 0)
-
-    def _gather(self, queue: DeviceQueue, need: int) -> list[Chain]:
-        """Posted chains with room for `need` bytes, or for less when no more are there; several only if mergeable."""
-        first = self._take(queue)
-        if first is None:
-            return []
-        chains = [first]
-        room = first.writable_length
-        while self._mergeable and room < need:
-            chain = self._take(queue)
-            if chain is None:
-                break
-            chains.append(chain)
-            room += chain.writable_length
-        return chains
-
-    def _receive_one(self, queue: DeviceQueue, header: Buffer | None, views: Views) -> bool:
-        """Copy one frame into the guest; False when it has to wait for buffers."""
-        length = 0
-        for view in views:
-            length += len(view)
-        why = self._refuses_frame(header, length)
-        if why in _NOT_NEGOTIATED:
-            return self._receive_finished(queue, (header, views), why)
+    def _choose(self, frame: Frame) -> tuple[Receiving | None, tuple[int, int]]:
+        """The receive side for a frame, and its hash; None where it is dropped, which is counted."""
+        first = self.receivers[0]
+        views = frame[1]
+        why = first.refuses(views) if self.filter.active else ""
         if why:
-            self.counters["rx_dropped_" + why] += 1
-            return True
-        need = self.header_length + length
-        chains = self._gather(queue, need)
-        if not chains:
-            return False
-        room = 0
-        for chain in chains:
-            room += chain.writable_length
-        if room < need:
-            self._posted.extendleft(reversed(chains))
-            # With mergeable buffers more may come, unless all descriptors of the queue are here already.
-            if self._mergeable and sum(chain.descriptors for chain in self._posted) < queue.size:
-                return False
-            self.counters["rx_dropped_too_long"] += 1
-            return True
-        source = [self._header(header, len(chains)), *views]
-        if len(chains) == 1 and len(chains[0].writable) == 1:
-            target, at = chains[0].writable[0], 0
-            for view in source:
-                target[at : at + len(view)] = view
-                at += len(view)
-        else:
-            scatter(source, [view for chain in chains for view in chain.writable])
-        self._complete(queue, chains, need)
-        return True
-
-    def _receive_finished(self, queue: DeviceQueue, frame: Frame, why: str) -> bool:
-        """A frame that asks for more than the driver negotiated: what it asks for is done here."""
-        frames = finished(frame)
-        if not frames:
-            self.counters["rx_dropped_" + why] += 1
-            return True
-        for count, (header, views) in enumerate(frames):
-            if not self._receive_one(queue, header, views):
-                if not count:
-                    return False
-                self.counters["rx_dropped_no_room"] += len(frames) - count
-                break
-        self.counters["rx_finished"] += 1
-        return True
-
-    def _refuses_frame(self, header: Buffer | None, length: int) -> str:
-        """Why a frame from the wire cannot be given to this driver, or an empty string."""
-        if length < ETHERNET_HEADER:
-            return "runt"
-        if header is None:
-            return "too_long" if length > self._frame_max else ""
-        if not header[1] and length > self._frame_max:
-            return "too_long"
-        return TO_DRIVER.refuses(self.negotiated, header, length)
-
-    def _header(self, header: Buffer | None, num_buffers: int) -> bytes:
-        """The header as the driver reads it: the wire's with `num_buffers`, as long as negotiated.
-
-        Flags that the driver does not know of are zero, all of them without GUEST_CSUM (§5.1.9.4.1).
-        """
-        fields = net.ZERO_HEADER if header is None else bytes((header[0] & self._receive_flags,)) + header[1:]
-        return (fields[: net.NUM_BUFFERS_OFFSET] + struct.pack("<H", num_buffers)).ljust(self.header_length, b"\0")
-
-    def _complete(self, queue: DeviceQueue, chains: list[Chain], written: int) -> None:
-        """Give filled chains back; `written` bytes, header included, were spread over them in order."""
-        self.counters["rx_packets"] += 1
-        self.counters["rx_bytes"] += written - self.header_length
-        for chain in chains:
-            part = min(written, chain.writable_length)
-            queue.push(chain.head, part)
-            written -= part
-
-    # -- receive: frames read from a descriptor ----------------------------------------------------------------------
+            first.drop(why)
+            return None, NOT_HASHED
+        head = peek(views)
+        hashed = self.steering.hash_of(head)
+        side = self.receivers[self.steering.pair_of(head, hashed)]
+        if side.queue is None and self.steering.rss is None:  # being reset: another will do (§5.1.9.5.6.2)
+            side = next((other for other in self.receivers[: self.steering.pairs] if other.queue is not None), side)
+        if side.queue is None:
+            side.drop("queue_stopped")
+            return None, NOT_HASHED
+        return side, hashed
 
     def pull(self, link: Link) -> None:
-        """Read frames straight into posted buffers: all there are, as far as buffers and the budget reach."""
-        queue = self.queues[RX]
-        if queue is None or not self._running or not self.link_up:
+        """Read frames from the link: straight into posted buffers where it is known beforehand which ones."""
+        if not self._running or not self.link_up:
             super().pull(link)
-            return
-        try:
-            for _ in range(PULL_BUDGET):
-                chains = self._gather(queue, self.header_length + self._receive_max)
-                if not chains:
-                    link.pause()
-                    self._wait_for_buffers(queue)
-                    break
-                if not self._pull_one(queue, link, chains):
-                    break
-        except QueueError as error:
-            self._interrupt(queue)
-            self._fail(RX, error)
-            return
-        self._interrupt(queue)
+        elif self._looks:
+            self._pull_steered(link)
+        elif self.receivers[0].queue is None:
+            super().pull(link)
+        else:
+            self.receivers[0].pull()
 
-    def _pull_one(self, queue: DeviceQueue, link: Link, chains: list[Chain]) -> bool:
-        """Read one frame into `chains`; False when the link has none. Chains that were not filled stay posted."""
-        views: list[memoryview] = []
-        room = 0
-        for chain in chains:
-            views += chain.writable
-            room += chain.writable_length
-        direct = link.header_size == self.header_length  # then the wire's header is read into its place, too
-        target: Views = [*views] if direct else split_header(views, self.header_length)[1]
-        if link.header_size and not direct:
-            target.insert(0, self._wire_header)
-        target.append(self._overflow)
-        length = link.read_into(target)
-        if length == 0:
-            self._posted.extendleft(reversed(chains))
-            return False
-        written = length - link.header_size + self.header_length
-        header = None if not link.header_size else gather(views if direct else [self._wire_header], HEADER_SIZE)
-        why = "no_room" if written > room else self._refuses_frame(header, written - self.header_length)
-        if why:
-            self.counters["rx_dropped_" + why] += 1
-            self._posted.extendleft(reversed(chains))
-            return True
-        filled, covered = 0, 0
-        while covered < written:
-            covered += chains[filled].writable_length
-            filled += 1
-        self._posted.extendleft(reversed(chains[filled:]))
-        scatter([self._header(header, filled)], views)
-        self._complete(queue, chains[:filled], written)
-        return True
+    def _pull_steered(self, link: Link) -> None:
+        """Frames are read before it is known where they go, so every queue must have room first."""
+        scratch = memoryview(bytearray(link.header_size + FRAME_MAX))
+        for _ in range(PULL_BUDGET):
+            for side in self.receivers[: self.steering.pairs]:
+                try:
+                    if side.queue is not None and not side.has_buffer():
+                        link.pause()
+                        side.wait()
+                        return
+                except QueueError as error:
+                    side.fail(error)
+            length = link.read_into([scratch])
+            if length == 0:
+                return
+            header = scratch[: link.header_size] if link.header_size else None
+            if not self._receive_steered([(header, [scratch[link.header_size : length]])]):
+                self.receivers[0].drop("no_room")
+
+    # -- what the control queue changes ------------------------------------------------------------------------------
+
+    def use_pairs(self, pairs: int) -> None:
+        """Steer automatically over the first `pairs` (§5.1.9.5.6)."""
+        self.steering.use_pairs(pairs)
+        self._teach()
+
+    def use_rss(self, rss: Rss, transmit: int) -> None:
+        """Steer by a table (§5.1.9.5.7); the driver sends on `transmit` queues."""
+        self.steering.use_rss(rss, max(*rss.table, rss.unclassified, transmit - 1) + 1)
+        self._teach()
+
+    def _teach(self) -> None:
+        """Have what is sent teach the steering, as long as it steers by that."""
+        learns = self.steering.pairs > 1 and self.steering.rss is None
+        for pair, side in enumerate(self.transmitters):
+            side.learn = partial(self.steering.learn, pair) if learns else None
+
+    def set_offloads(self, offloads: int) -> None:
+        """Receive offloads in force from now on (§5.1.9.5.9). Raises Refused for those that were not negotiated."""
+        mask = TO_DRIVER.segmentation | TO_DRIVER.checksum | 1 << net.VIRTIO_NET_F_GUEST_ECN
+        if offloads & ~(self.negotiated & mask):
+            raise Refused(f"offloads {offloads & ~(self.negotiated & mask):#x} were not negotiated")
+        self._set_offloads(self.negotiated & ~mask | offloads)
+
+    def acknowledge_announce(self) -> None:
+        """The driver has seen that it is to announce itself."""
+        self._announce = False

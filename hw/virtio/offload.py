@@ -19,10 +19,10 @@ class OffloadRules:
         uso: the features that allow UDP segmentation; one of them is enough.
     """
 
-    __slots__ = ("_csum", "_gso", "segmentation")
+    __slots__ = ("_gso", "checksum", "segmentation")
 
     def __init__(self, *, csum: int, tso4: int, tso6: int, ufo: int, uso: tuple[int, ...]) -> None:
-        self._csum = 1 << csum
+        self.checksum = 1 << csum  # mask of the feature
         self._gso = {
             net.VIRTIO_NET_HDR_GSO_TCPV4: 1 << tso4,
             net.VIRTIO_NET_HDR_GSO_TCPV6: 1 << tso6,
@@ -38,7 +38,7 @@ class OffloadRules:
         """
         flags, gso_type, _, gso_size, csum_start, csum_offset, _ = net.NET_HEADER.unpack_from(header)
         if flags & net.VIRTIO_NET_HDR_F_NEEDS_CSUM:
-            if not negotiated & self._csum:
+            if not negotiated & self.checksum:
                 return "csum_not_negotiated"
             if csum_start < ETHERNET_HEADER or csum_start + csum_offset + 2 > length:
                 return "csum_outside"

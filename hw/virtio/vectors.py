@@ -30,7 +30,7 @@ def split_header(views: Sequence[memoryview], length: int) -> tuple[Buffer, View
     return header, rest
 
 
-def gather(views: Sequence[memoryview], length: int) -> bytes:
+def gather(views: Sequence[Buffer], length: int) -> bytes:
     """A copy of the first `length` bytes of `views`."""
     out = b""
     for view in views:

@@ -137,9 +137,9 @@ class _Hook(AccessHook):
             self._xen.stored(who, addr, old, new)
         for slot, nic in enumerate(self._nics):
             for index, queue in enumerate(nic.queues):
-                if queue is None:
+                if queue is None or index == nic.control.index:
                     continue
-                receiving = index == RECEIVEQ1
+                receiving = index % 2 == RECEIVEQ1
                 if isinstance(queue, PackedQueue):
                     self._packed(slot, "rx" if receiving else "tx", who, addr - queue.desc, size, new, queue.size)
                 elif who == "device":
