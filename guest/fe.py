@@ -17,7 +17,7 @@ The front end knows no ring: the same class serves every driver.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 from guest.log import describe
@@ -70,7 +70,8 @@ class FrontEnd:
         ni, ol: what is connected, or None.
         counters: `rx_packets`, `rx_bytes`, `rx_dropped_disconnected`, `rx_ni_failed`, `rx_ol_failed`, and for each
             source `tx_ni_packets`, `tx_ni_dropped`, `tx_ol_packets`, `tx_ol_dropped`.
-        link_changed: told when the device's link flag has changed.
+        link_changed: told when the device's link flag or MTU has changed.
+        announce: told when the device wants the neighbours to be told where this station is.
     """
 
     def __init__(self, index: int, device: NetDevice, log: Callable[[str], None] = lambda _line: None) -> None:
@@ -81,10 +82,13 @@ class FrontEnd:
         self.ol: OutletPoint | None = None
         self.counters: Counter[str] = Counter()
         self.link_changed: Callable[[], None] | None = None
+        self.announce: Callable[[], None] | None = None
+        self._wanted: tuple[bool, frozenset[bytes]] = (False, frozenset())  # by the network interface
         self._log = log
         device.name = self.name
         device.receiver = self.receive
         device.link_changed = self._link_changed
+        device.announce = self._announce
 
     @property
     def mac(self) -> bytes:
@@ -115,11 +119,14 @@ class FrontEnd:
         if self.ni is not None:
             raise PointTaken(f"{self.name} has a network interface already")
         self.ni = ni
+        self._filter()
 
     def unbind_ni(self, ni: NetworkPoint) -> None:
         """Disconnect `ni`; nothing happens when it is not the one connected."""
         if self.ni is ni:
             self.ni = None
+            self._wanted = (False, frozenset())
+            self._filter()
 
     def bind_ol(self, outlet: OutletPoint) -> None:
         """Connect a raw outlet. One that is connected already is told that it was robbed, and a log line says so."""
@@ -127,6 +134,7 @@ class FrontEnd:
         if victim is outlet:
             return
         self.ol = outlet
+        self._filter()
         if victim is not None:
             self._log(f"{self.name}: {outlet} is stealing control from {victim}")
             victim.robbed()
@@ -135,6 +143,17 @@ class FrontEnd:
         """Disconnect `outlet`; nothing happens when it is not the one connected."""
         if self.ol is outlet:
             self.ol = None
+            self._filter()
+
+    def want(self, promiscuous: bool, groups: Iterable[bytes]) -> None:
+        """What the network interface receives beside frames for its own address and broadcasts."""
+        self._wanted = (promiscuous, frozenset(groups))
+        self._filter()
+
+    def _filter(self) -> None:
+        """Tell the device what is wanted: everything while a raw outlet is connected."""
+        promiscuous, groups = self._wanted
+        self.device.receive_mode(promiscuous or self.ol is not None, groups)
 
     # -- packets -------------------------------------------------------------------------------------------------
 
@@ -186,9 +205,14 @@ class FrontEnd:
         if self.link_changed is not None:
             self.link_changed()
 
+    def _announce(self) -> None:
+        if self.announce is not None:
+            self.announce()
+
     def close(self) -> None:
         """Take nothing more from the device."""
         self.device.receiver = None
         self.device.link_changed = None
+        self.device.announce = None
         self.ni = None
         self.ol = None

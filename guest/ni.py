@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guest.fe import FrontEnd
-from guest.net.device import IFF_RUNNING
+from guest.net.device import IFF_PROMISC, IFF_RUNNING
 from guest.net.interface import Interface
 from guest.net.pbuf import PacketBuffer
 from guest.net.stack import Stack
@@ -37,6 +37,9 @@ class NetworkInterface:
         self.interface: Interface = stack.add_interface(fe.name, fe.mac, fe.mtu, self._output)
         self.interface.queue = fe.device
         fe.link_changed = self._link_changed
+        fe.announce = self.interface.announce
+        self.interface.filter_changed = self._filter_changed
+        self._filter_changed()
         self._link_changed()
 
     @property
@@ -56,6 +59,9 @@ class NetworkInterface:
     def _output(self, packets: Sequence[PacketBuffer]) -> None:
         self.fe.transmit(packets, "ni")
 
+    def _filter_changed(self) -> None:
+        self.fe.want(bool(self.interface.flags & IFF_PROMISC), self.interface.group_macs)
+
     def _link_changed(self) -> None:
         self._take_over()
         self.interface.set_carrier(bool(self.fe.flags & IFF_RUNNING))
@@ -66,9 +72,12 @@ class NetworkInterface:
         most = device.gso_max_size - ETHERNET_HEADER
         interface.gso_max_size = most if VIRTIO_NET_HDR_GSO_TCPV4 in device.gso_kinds else 0
         interface.gso_max_size6 = most if VIRTIO_NET_HDR_GSO_TCPV6 in device.gso_kinds else 0
+        if device.mtu < interface.mtu:
+            interface.set_mtu(device.mtu)
 
     def close(self) -> None:
         """Set the interface down and leave the front end."""
         self.interface.set_down()
-        self.fe.link_changed = None
+        self.fe.link_changed = self.fe.announce = None
+        self.interface.filter_changed = None
         self.fe.unbind_ni(self)

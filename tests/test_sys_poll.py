@@ -249,7 +249,7 @@ def test_wrong_epoll_calls_give_linuxs_errors(world: World) -> None:
             note(into, lambda: thing.unregister(fd))  # noqa: B023
             note(into, lambda: thing.unregister(fd))  # noqa: B023
             note(into, lambda: thing.modify(fd, POLLIN))  # noqa: B023
-            note(into, lambda: thing.register(999, POLLIN))  # noqa: B023
+            note(into, lambda: thing.register(1 << 20, POLLIN))  # noqa: B023
             note(into, lambda: thing.register(thing.fileno(), POLLIN))  # noqa: B023
     assert ours == theirs
     with pytest.raises(OSError, match="Invalid argument"):

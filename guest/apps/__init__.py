@@ -54,6 +54,7 @@ def _modules() -> dict[str, ModuleType]:
         discard,
         echo,
         echoclient,
+        ethtool,
         guard,
         halt,
         httpd,
@@ -73,7 +74,7 @@ def _modules() -> dict[str, ModuleType]:
     )
 
     modules = (
-        cat, dhclient, discard, echo, echoclient, guard, halt, httpd, idle, ifconfig, ip, ls, nc, nslookup, ping, sh,
-        sniff, ss, traceroute, udpecho, wget,
+        cat, dhclient, discard, echo, echoclient, ethtool, guard, halt, httpd, idle, ifconfig, ip, ls, nc, nslookup,
+        ping, sh, sniff, ss, traceroute, udpecho, wget,
     )  # fmt: skip
     return {module.__name__.rpartition(".")[2]: module for module in modules}

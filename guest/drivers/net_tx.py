@@ -72,6 +72,10 @@ class TransmitQueue:
         self._crowded = ring_size - ring_size // 4
         self._watching = False
 
+    def set_mtu(self, mtu: int) -> None:
+        """Send no larger packets from now on; `mtu` is not above the one that the buffers were made for."""
+        self._frame_max = mtu + ETHERNET_HEADER
+
     def open(self, ring: Ring[Token], features: int) -> None:
         """Use `ring`, under the negotiated `features`."""
         self.ring = ring

@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from guest.dma import DmaError
+from guest.drivers.flow import flow_hash
 from guest.drivers.net_config import is_station, random_station
 from guest.drivers.netfront_config import (
     MTU,
@@ -44,7 +45,7 @@ from guest.drivers.netfront_config import (
     read_offer,
 )
 from guest.drivers.netfront_offload import GSO_TYPES
-from guest.drivers.netfront_queue import Queue, flow_hash
+from guest.drivers.netfront_queue import Queue
 from guest.drivers.netfront_tx import ETHERNET_HEADER
 from guest.net.device import IFF_RUNNING, UNLIMITED, NetDevice
 from guest.net.pbuf import PacketBuffer

@@ -3,13 +3,10 @@
 Promises: it is made whole or not at all, and `close` gives everything back that the back end has let go of.
 
 Read: Xen's public `io/netif.h`, "Multiple Queues", "Split event channels".
-
-Sections: `Queue`, `flow_hash` (which queue a packet takes).
 """
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Callable
 
@@ -17,7 +14,6 @@ from guest.dma import PAGE, DmaError
 from guest.drivers.netfront_config import NetfrontOptions, Offer, QueueKeys
 from guest.drivers.netfront_rx import ReceiveSide
 from guest.drivers.netfront_tx import ETHERNET_HEADER, VLAN_TAG, TransmitSide
-from guest.net.pbuf import PacketBuffer
 from guest.xen.domain import Domain
 from guest.xen.events import EventError
 from guest.xen.grants import GrantError
@@ -100,17 +96,3 @@ class Queue:
             self._close_ports()
         self.rx.close(forget)
         self.tx.close(forget)
-
-
-def flow_hash(packet: PacketBuffer) -> int:
-    """A number that is the same for packets of one flow: over addresses, and the first bytes behind the IP header."""
-    frame = packet.linear
-    if len(frame) < 14:
-        return 0
-    kind = frame[12] << 8 | frame[13]
-    if kind == 0x0800:  # IPv4; of a fragment only the addresses count
-        whole = len(frame) >= 24 and not (frame[20] & 0x3F or frame[21])
-        return zlib.crc32(frame[26 : 38 if whole else 34])
-    if kind == 0x86DD:
-        return zlib.crc32(frame[22:58])
-    return zlib.crc32(frame[:14])

@@ -1,7 +1,8 @@
 """The virtio-net driver: one network device behind virtio-mmio.
 
-    interrupt ── poll (deferred, 64 buffers a slice) ── ReceiveQueue ── deliver
-    transmit ── TransmitQueue ── doorbell
+    interrupt ── poll (deferred, 64 buffers a slice) ── ReceiveQueue 1 … N ── deliver
+    transmit ── TransmitQueue 1 … N, by flow ── doorbell
+    settings ── CommandQueue ── doorbell
 
 Promises:
 - Whatever the device does, nothing raises out of an interrupt, a poll or `transmit`. A device that breaks the rules,
@@ -18,11 +19,14 @@ Read: virtio 1.4 §3.1.1 (initialisation), §5.1.4 (configuration), §5.1.5 (ini
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from guest.dma import DmaError
-from guest.drivers.net_config import is_station, random_station, read_config
+from guest.drivers.flow import flow_hash
+from guest.drivers.net_config import NetConfig, is_station, random_station, read_config
+from guest.drivers.net_ctrl import ANSWER_WITHIN, RING_SIZE, CommandQueue
 from guest.drivers.net_rx import ReceiveQueue, buffer_size, entries_that_fit
+from guest.drivers.net_settings import PAIRS_WANTED, Capabilities, Settings
 from guest.drivers.net_tx import CHAIN_MAX, ETHERNET_HEADER, TransmitQueue
 from guest.drivers.retry import Retry
 from guest.drivers.virtio_mmio import DeviceGone, MmioSlot, MmioTransport, TransportError, find_devices
@@ -49,13 +53,37 @@ WANTED = REQUIRED | virtio_abi.features(
     virtio_abi.VIRTIO_F_IN_ORDER,
     virtio_abi.VIRTIO_F_NOTIFICATION_DATA,
     virtio_abi.VIRTIO_F_RING_RESET,
+    abi.VIRTIO_NET_F_CTRL_VQ,
+    abi.VIRTIO_NET_F_CTRL_RX,
+    abi.VIRTIO_NET_F_CTRL_VLAN,
+    abi.VIRTIO_NET_F_CTRL_MAC_ADDR,
+    abi.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+    abi.VIRTIO_NET_F_GUEST_ANNOUNCE,
+    abi.VIRTIO_NET_F_MQ,
+    abi.VIRTIO_NET_F_RSS,
+    abi.VIRTIO_NET_F_HASH_REPORT,
+    abi.VIRTIO_NET_F_NOTF_COAL,
+    abi.VIRTIO_NET_F_VQ_NOTF_COAL,
+    abi.VIRTIO_NET_F_DEVICE_STATS,
+    abi.VIRTIO_NET_F_SPEED_DUPLEX,
 )
+# Those that are of use only with a control queue, although the standard does not say so of all of them (§5.1.4.2).
+REQUIRES = {**abi.FEATURE_REQUIRES, abi.VIRTIO_NET_F_HASH_REPORT: ((abi.VIRTIO_NET_F_CTRL_VQ,),),
+            abi.VIRTIO_NET_F_DEVICE_STATS: ((abi.VIRTIO_NET_F_CTRL_VQ,),),
+            abi.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS: ((abi.VIRTIO_NET_F_CTRL_VQ,),)}  # fmt: skip
 
 RX_RING = 256
 TX_RING = 128
 BUDGET = 64  # used buffers of one poll
 WATCH_EVERY = 1_000_000  # microseconds
 IDLE_IRQ_MAX = 1000  # interrupts in a row that announced nothing
+
+
+class Pair(NamedTuple):
+    """A receive and a transmit queue."""
+
+    rx: ReceiveQueue
+    tx: TransmitQueue
 
 
 class VirtioNetDriver(NetDevice):
@@ -69,7 +97,8 @@ class VirtioNetDriver(NetDevice):
 
     Attributes:
         features: what was negotiated.
-        rx, tx: the queues with their buffers.
+        pairs: the queues with their buffers; `rx` and `tx` are the first of them.
+        settings: what can be set while it runs.
         failed: why the device is down, or None.
     """
 
@@ -94,7 +123,11 @@ class VirtioNetDriver(NetDevice):
         self._slot = slot
         self._wanted = wanted | REQUIRED
         self._sizes = (rx_size, tx_size)
-        self._built = False  # rx and tx exist
+        self.pairs: list[Pair] = []
+        self.settings: Settings = Settings(services.platform.rng, self._use_pairs)
+        self._commands: CommandQueue | None = None
+        self._in_use = 1  # pairs that packets are sent on
+        self._built = False  # the pairs exist
         self._live = False  # DRIVER_OK, and not failed
         self._closed = False
         self._listening = False
@@ -112,7 +145,7 @@ class VirtioNetDriver(NetDevice):
             self._bring_up()
         except (TransportError, DmaError) as error:
             if not isinstance(error, DeviceGone):
-                for index in (abi.RECEIVEQ1, abi.TRANSMITQ1):
+                for index in range(max(2, 2 * len(self.pairs))):
                     self.transport.disable_queue(index)
                 self.transport.add_status(virtio_abi.VIRTIO_CONFIG_S_FAILED)
             self._let_go()
@@ -122,35 +155,34 @@ class VirtioNetDriver(NetDevice):
 
     def _bring_up(self) -> None:
         transport, services = self.transport, self._services
-        self.features = transport.negotiate(self._wanted, REQUIRED, abi.FEATURE_REQUIRES)
+        self.features = transport.negotiate(self._wanted, REQUIRED, REQUIRES)
         config = transport.consistent(lambda: read_config(transport, self.features))
-        mtu = config.mtu
         self._set_mac(config.mac)
         if not self._built:
-            self.mtu = mtu
-            self.gso_max_size = mtu + ETHERNET_HEADER
-        elif mtu != self.mtu:
-            raise TransportError(f"the device's MTU was {self.mtu} and is {mtu} now; it may not change")  # §5.1.4.1
-        entries = self._sizes[0] if self._built else entries_that_fit(self._sizes[0], self.features, mtu)
-        rx_ring = self._make_ring(abi.RECEIVEQ1, entries, 0)
+            self.mtu = config.mtu
+            self.gso_max_size = self.mtu + ETHERNET_HEADER
+        elif config.mtu != self.mtu:
+            # §5.1.4.1 forbids it.
+            raise TransportError(f"the device's MTU was {self.mtu} and is {config.mtu} now; it may not change")
+        can = self._capabilities(config)
+        rings = self._make_rings(can)
         try:
-            tx_ring = self._make_ring(abi.TRANSMITQ1, self._sizes[1], CHAIN_MAX)
-        except (TransportError, DmaError):
-            rx_ring.close()
+            if not self._built:
+                self._build([ring.size for ring in rings[:2]], can)
+        except DmaError:
+            for ring in rings:
+                ring.close()
             raise
-        if not self._built:
-            try:
-                self._build(rx_ring.size, tx_ring.size)
-            except DmaError:
-                rx_ring.close()
-                tx_ring.close()
-                raise
-        self.rx.open(rx_ring, self.features)
-        self.tx.open(tx_ring, self.features)
-        for ring in (rx_ring, tx_ring):
+        for pair, rx_ring, tx_ring in zip(self.pairs, rings[::2], rings[1::2], strict=False):
+            pair.rx.open(rx_ring, self.features)
+            pair.tx.open(tx_ring, self.features)
+        if self._commands is not None:
+            self._commands.open(rings[-1])
+        for ring in rings:
             transport.enable_queue(ring.index, ring.size, ring.addresses)
-        rx_ring.publish()
-        rx_ring.enable_interrupts()
+        for pair in self.pairs:
+            pair.rx.ring.publish()
+            pair.rx.ring.enable_interrupts()
         self._polling = False
         if not self._listening:
             self._listening = True
@@ -160,9 +192,43 @@ class VirtioNetDriver(NetDevice):
         self._live = True
         self.failed = None
         self._retry.works()
-        if rx_ring.kick_needed():
-            self._doorbell(rx_ring)
+        for pair in self.pairs:
+            if pair.rx.ring.kick_needed():
+                self._doorbell(pair.rx.ring)
+        self.settings.apply(self._commands, can, self.mac if self.mac != config.mac else None)
         self._set_link(config.link_up)
+        if config.announce:
+            self._announce()
+
+    def _capabilities(self, config: NetConfig) -> Capabilities:
+        """What the device has, from its features and configuration; the control queue is the last (§5.1.2)."""
+        pairs = min(config.max_pairs, PAIRS_WANTED)
+        if self._built and pairs != len(self.pairs):
+            raise TransportError(f"the device had {len(self.pairs)} queue pairs and has {pairs} now")
+        return Capabilities(
+            self.features, pairs, abi.control_queue(config.max_pairs), config.speed, config.duplex, config.key_size,
+            config.table_size, config.hash_types,
+        )  # fmt: skip
+
+    def _make_rings(self, can: Capabilities) -> list[Ring[Any]]:
+        """Receive and transmit rings in turn, and where there is one the control ring. Nothing is kept on an error."""
+        rx_size, tx_size = self._sizes
+        if not self._built:
+            rx_size = entries_that_fit(rx_size, self.features, self.mtu)
+        rings: list[Ring[Any]] = []
+        try:
+            for pair in range(can.pairs):
+                rings.append(self._make_ring(2 * pair, rx_size, 0))
+                rings.append(self._make_ring(2 * pair + 1, tx_size, CHAIN_MAX))
+                rx_size, tx_size = rings[0].size, rings[1].size  # all pairs are alike
+            if can.has(abi.VIRTIO_NET_F_CTRL_VQ):
+                size = self.transport.queue_size(can.control, RING_SIZE)
+                rings.append(make_ring(self._services.dma, can.control, size, self.features, indirect_entries=2))
+        except (TransportError, DmaError):
+            for ring in rings:
+                ring.close()
+            raise
+        return rings
 
     def _set_mac(self, mac: bytes | None) -> None:
         """Use `mac`, or a random address where the device has none that can be used (§5.1.4.2)."""
@@ -178,8 +244,8 @@ class VirtioNetDriver(NetDevice):
 
     def _make_ring(self, index: int, wanted: int, indirect: int) -> Ring[Any]:
         size = self.transport.queue_size(index, wanted)
-        if self._built and size != wanted:
-            raise TransportError(f"queue {index} of the device had {wanted} entries and has at most {size} now")
+        if (self._built or index > abi.TRANSMITQ1) and size != wanted:
+            raise TransportError(f"queue {index} of the device has at most {size} entries; {wanted} are needed")
         return make_ring(self._services.dma, index, size, self.features, indirect_entries=indirect)
 
     def _doorbell(self, ring: Ring[Any]) -> None:
@@ -187,20 +253,45 @@ class VirtioNetDriver(NetDevice):
         says = self.features >> virtio_abi.VIRTIO_F_NOTIFICATION_DATA & 1
         self.transport.notify(ring.index, ring.position if says else 0)
 
-    def _build(self, rx_size: int, tx_size: int) -> None:
-        """Make the buffers, for the driver's life."""
+    def _build(self, sizes: Sequence[int], can: Capabilities) -> None:
+        """Make the buffers, for the driver's life. Raises DmaError; nothing is kept then."""
+        dma, (rx_size, tx_size) = self._services.dma, sizes
+        pairs: list[Pair] = []
+        try:
+            for _ in range(can.pairs):
+                pairs.append(self._build_pair(rx_size, tx_size))
+            if can.has(abi.VIRTIO_NET_F_CTRL_VQ):
+                self._commands = CommandQueue(dma, self._services.timers, self.counters, self._ring_control, self._mute)
+        except DmaError:
+            for pair in pairs:
+                pair.rx.pool.close()
+                pair.tx.pool.close()
+            raise
+        self.pairs = pairs
+        self.rx, self.tx = pairs[0]
+        self._sizes = (rx_size, tx_size)
+        self._built = True
+
+    def _build_pair(self, rx_size: int, tx_size: int) -> Pair:
         dma = self._services.dma
         rx = ReceiveQueue(dma, rx_size, buffer_size(rx_size, self.features, self.mtu), self.counters)
         try:
-            self.tx = TransmitQueue(
-                dma, tx_size, self.mtu, self.counters, lambda: self._doorbell(self.tx.ring)
-            )
+            tx = TransmitQueue(dma, tx_size, self.mtu, self.counters, lambda: self._doorbell(tx.ring))
         except DmaError:
             rx.pool.close()
             raise
-        self.rx = rx
-        self._sizes = (rx_size, tx_size)
-        self._built = True
+        return Pair(rx, tx)
+
+    def _use_pairs(self, pairs: int) -> None:
+        """Send on so many from now on."""
+        self._in_use = pairs
+
+    def _ring_control(self) -> None:
+        if self._commands is not None:
+            self._doorbell(self._commands.ring)
+
+    def _mute(self) -> None:
+        self._fail(f"a control command was not answered in {ANSWER_WITHIN // 1_000_000} s")
 
     # -- interrupts and polling ----------------------------------------------------------------------------------
 
@@ -235,10 +326,33 @@ class VirtioNetDriver(NetDevice):
         if self.transport.status() & virtio_abi.VIRTIO_CONFIG_S_NEEDS_RESET:
             self._fail("the device needs a reset")
             return
-        if self.features >> abi.VIRTIO_NET_F_STATUS & 1:
-            offset = abi.VIRTIO_NET_CONFIG.offset("status")
-            status = self.transport.consistent(lambda: self.transport.config(offset, 2))
-            self._set_link(bool(status & abi.VIRTIO_NET_S_LINK_UP))
+        config = self.transport.consistent(lambda: read_config(self.transport, self.features))
+        self._mtu_changed(config.mtu)
+        self._set_link(config.link_up)
+        self.settings.renew(config.speed, config.duplex)
+        if config.announce:
+            self._announce()
+
+    def _mtu_changed(self, mtu: int) -> None:
+        """A device may not change its MTU (§5.1.4.1); to a smaller one the driver gives way, which harms nobody."""
+        if mtu < self.mtu:
+            self.counters["mtu_lowered"] += 1
+            self._log(f"the device's MTU was {self.mtu} and is {mtu} now")
+            self.mtu = mtu
+            self.gso_max_size = mtu + ETHERNET_HEADER
+            for pair in self.pairs:
+                pair.tx.set_mtu(mtu)
+            if self.link_changed is not None:
+                self.link_changed()
+        elif mtu > self.mtu:
+            self.counters["mtu_refused"] += 1
+
+    def _announce(self) -> None:
+        """The device wants the neighbours to be told where this station is (§5.1.9.5.4)."""
+        self.counters["announcements"] += 1
+        if self.announce is not None:
+            self.announce()
+        self.settings.acknowledge_announce()
 
     def _set_link(self, up: bool) -> None:
         if up != bool(self.flags & IFF_RUNNING):
@@ -251,36 +365,54 @@ class VirtioNetDriver(NetDevice):
     def _schedule_poll(self) -> None:
         if not self._polling:
             self._polling = True
-            self.rx.ring.disable_interrupts()
+            for pair in self.pairs:
+                pair.rx.ring.disable_interrupts()
             self._services.deferred.add(self.poll)
 
     def poll(self) -> bool:
-        """One slice of receiving; whether another is due."""
+        """One slice of receiving, of every queue; whether another is due."""
         if not self._live:
             self._polling = False
             return False
-        rx, tx = self.rx, self.tx
-        packets, used = rx.collect(BUDGET)
-        rx.refill()
-        if rx.ring.publish() and rx.ring.kick_needed():
-            self.counters["rx_kicks"] += 1
-            self._doorbell(rx.ring)
-        if tx.reclaim() + used:
-            self._idle_irqs = 0
-        if self.wants_room is not None:
-            self._tell_room()
-        if packets:
-            self.deliver(packets)
-        if not self._sound():
-            self._polling = False
-            return False
-        if rx.incomplete:
-            return True
-        if rx.ring.enable_interrupts():
-            rx.ring.disable_interrupts()
+        again = self._poll_control()
+        for rx, tx in self.pairs:
+            packets, used = rx.collect(BUDGET)
+            rx.refill()
+            if rx.ring.publish() and rx.ring.kick_needed():
+                self.counters["rx_kicks"] += 1
+                self._doorbell(rx.ring)
+            if tx.reclaim() + used:
+                self._idle_irqs = 0
+            if self.wants_room is not None:
+                self._tell_room()
+            if packets:
+                self.deliver(packets)
+            if not self._sound():
+                self._polling = False
+                return False
+            again = again or rx.incomplete
+        if again or not self._listen():
             return True
         self._polling = False
         return False
+
+    def _poll_control(self) -> bool:
+        """Take the answers to commands; whether more are there already."""
+        commands = self._commands
+        if commands is None:
+            return False
+        if commands.collect():
+            self._idle_irqs = 0
+        return self._live and commands.ring.enable_interrupts()
+
+    def _listen(self) -> bool:
+        """Switch the interrupts of all receive queues on; not if one has something already."""
+        for pair in self.pairs:
+            if pair.rx.ring.enable_interrupts():
+                for other in self.pairs:
+                    other.rx.ring.disable_interrupts()
+                return False
+        return True
 
     def check(self) -> None:
         """Find what no interrupt announced: used buffers, a device that needs a reset or is gone."""
@@ -293,9 +425,10 @@ class VirtioNetDriver(NetDevice):
         except DeviceGone as error:
             self._fail(str(error))
             return
-        self.tx.reclaim()
+        for pair in self.pairs:
+            pair.tx.reclaim()
         self._tell_room()
-        if self.rx.ring.pending() and not self._polling:
+        if any(pair.rx.ring.pending() for pair in self.pairs) and not self._polling:
             self.counters["irq_lost"] += 1
             self._schedule_poll()
         self._sound()
@@ -304,7 +437,7 @@ class VirtioNetDriver(NetDevice):
         """The watchdog: once a second while sent packets are outstanding."""
         self._watchdog = None
         self.check()
-        if self._live and self.tx.ring.in_flight:
+        if self._live and any(pair.tx.ring.in_flight for pair in self.pairs):
             self._watchdog = self._services.timers.after(WATCH_EVERY, self._watch)
 
     # -- sending -------------------------------------------------------------------------------------------------
@@ -314,22 +447,41 @@ class VirtioNetDriver(NetDevice):
             reason = "tx_dropped_link_down" if self._live else "tx_dropped_device_down"
             self.counters[reason] += len(packets)
             return 0
-        sent = self.tx.send(packets)
-        if self.tx.ring.broken is not None:
+        if self._in_use == 1:
+            sent = self.tx.send(packets)
+            fine, in_flight = self.tx.ring.broken is None, self.tx.ring.in_flight
+        else:
+            sent = self._spread(packets)
+            rings = [pair.tx.ring for pair in self.pairs]
+            fine, in_flight = all(ring.broken is None for ring in rings), sum(ring.in_flight for ring in rings)
+        if not fine:
             self._sound()
-        elif self._watchdog is None and self.tx.ring.in_flight:
+        elif self._watchdog is None and in_flight:
             self._watchdog = self._services.timers.after(WATCH_EVERY, self._watch)
         if self.wants_room is not None:
             self._services.deferred.add(self._tell_room)  # the buffers that were taken back announce nothing any more
         return sent
 
+    def _spread(self, packets: Sequence[PacketBuffer]) -> int:
+        """Send each packet through the queue of its flow; packets of one flow keep their order."""
+        parts: list[list[PacketBuffer]] = [[] for _ in range(self._in_use)]
+        for packet in packets:
+            parts[flow_hash(packet) % len(parts)].append(packet)
+        return sum(pair.tx.send(part) for pair, part in zip(self.pairs, parts, strict=False) if part)
+
     def tx_room(self) -> int:
-        return self.tx.room() if self._live else UNLIMITED
+        if not self._live:
+            return UNLIMITED
+        if self._in_use == 1:
+            return self.tx.room()
+        # A packet goes to the queue of its flow, and whose flow it will be nobody says.
+        return min(pair.tx.room() for pair in self.pairs[: self._in_use])
 
     def when_room(self, callback: Callable[[], None]) -> None:
         self.wants_room = callback
         if self._live:
-            self.tx.watch()
+            for pair in self.pairs[: self._in_use]:
+                pair.tx.watch()
         self._services.deferred.add(self._tell_room)
 
     def _tell_room(self) -> bool:
@@ -345,12 +497,16 @@ class VirtioNetDriver(NetDevice):
     def _sound(self) -> bool:
         """Whether the device works and both rings are believed; a broken one starts the repair."""
         if self._live:
-            for ring in (self.rx.ring, self.tx.ring):
+            for ring in self._rings():
                 if ring.broken is not None:
                     self.counters["ring_broken"] += 1
                     self._fail(f"queue {ring.index}: {ring.broken}")
                     break
         return self._live
+
+    def _rings(self) -> list[Ring[Any]]:
+        rings = [ring for pair in self.pairs for ring in (pair.rx.ring, pair.tx.ring)]
+        return rings if self._commands is None else [*rings, self._commands.ring]
 
     def _fail(self, reason: str) -> None:
         """The device cannot be believed: take it down, and try again later, a bounded number of times."""
@@ -394,9 +550,11 @@ class VirtioNetDriver(NetDevice):
             self._watchdog.cancel()
             self._watchdog = None
         self._stop_listening()
-        if self._built:
-            self.rx.detach()
-            self.tx.detach()
+        for pair in self.pairs:
+            pair.rx.detach()
+            pair.tx.detach()
+        if self._commands is not None:
+            self._commands.detach()
 
     def _stop_listening(self) -> None:
         if self._listening:
@@ -417,8 +575,13 @@ class VirtioNetDriver(NetDevice):
         """Give up the buffers; what is still lent comes back by itself."""
         if self._built:
             self._built = False
-            self.rx.pool.close()
-            self.tx.pool.close()
+            for pair in self.pairs:
+                pair.rx.pool.close()
+                pair.tx.pool.close()
+            self.pairs = []
+            if self._commands is not None:
+                self._commands.close()
+                self._commands = None
 
     def _log(self, text: str) -> None:
         self._services.log(f"{self.name}: {text}")

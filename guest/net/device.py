@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from guest.net.pbuf import PacketBuffer
+
+if TYPE_CHECKING:
+    from guest.drivers.net_settings import Settings
 
 Sink: TypeAlias = Callable[[Sequence[PacketBuffer]], None]
 
@@ -54,6 +57,8 @@ class NetDevice(ABC):
             VIRTIO_NET_HDR_GSO_*. `max_slots`: pieces of one packet.
         receiver: where received packets go; None drops and counts them.
         wants_room: called once, and forgotten, when there is room again; see `when_room`.
+        announce: called when the neighbours are to be told where this station is.
+        settings: what can be set while it runs, or None.
     """
 
     gso_max_size = 0
@@ -70,6 +75,8 @@ class NetDevice(ABC):
         self.counters: Counter[str] = Counter()
         self.link_changed: Callable[[], None] | None = None  # told when `flags` changed by the device's doing
         self.wants_room: Callable[[], None] | None = None
+        self.announce: Callable[[], None] | None = None
+        self.settings: Settings | None = None
 
     @abstractmethod
     def transmit(self, packets: Sequence[PacketBuffer]) -> int:
@@ -85,6 +92,11 @@ class NetDevice(ABC):
     def when_room(self, callback: Callable[[], None]) -> None:
         """Call `callback` once when there is room again, in a turn of its own. The last one who asks is called."""
         self.wants_room = callback
+
+    def receive_mode(self, promiscuous: bool, groups: Iterable[bytes]) -> None:
+        """What is wanted beside frames for the own address and broadcasts: everything, or those to these groups."""
+        if self.settings is not None:
+            self.settings.receive(promiscuous, groups)
 
     def poll(self) -> bool:
         """Deliver some of what has arrived without waiting for an interrupt; whether more is waiting."""

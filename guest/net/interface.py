@@ -99,6 +99,7 @@ class Interface:
         self.tentative: set[int] = set()
         self.deprecated: set[int] = set()
         self.status_callback: Callable[[Interface], None] | None = None
+        self.filter_changed: Callable[[], None] | None = None
         self.bare = mac is None
         self.arp: Arp | None = None
         self.neighbours: NeighbourCache | None = None
@@ -212,6 +213,7 @@ class Interface:
         self.flags = self.flags | IFF_PROMISC if promiscuous else self.flags & ~IFF_PROMISC
         if self._ethernet is not None:
             self._ethernet.promiscuous = promiscuous
+            self._filter()
 
     def set_mtu(self, mtu: int) -> None:
         """Change the MTU, for both families. Raises ValueError outside 68 to 65,536.
@@ -344,6 +346,13 @@ class Interface:
                 if is_v4(prefix.address):
                     self.arp.announce(prefix.address)
 
+    def announce(self) -> None:
+        """Tell the neighbours of both families where this station is, as after it was moved."""
+        if self.is_up:
+            self._announce(self.addresses)
+            if self.v6 is not None:
+                self.v6.announce()
+
     def _forget_neighbours(self) -> None:
         if self.neighbours is not None and self.arp is not None:
             self.neighbours.flush()
@@ -362,9 +371,19 @@ class Interface:
             self._ethernet.groups.add(mac)
         elif mac not in self._group_macs and mac not in ALWAYS:
             self._ethernet.groups.discard(mac)
+        self._filter()
         membership = self.igmp if is_v4(group) else self.v6.mld if self.v6 is not None else None
         if membership is not None:
             (membership.join if joined else membership.leave)(group)
+
+    @property
+    def group_macs(self) -> frozenset[bytes]:
+        """The Ethernet addresses of the groups that are received here."""
+        return frozenset() if self._ethernet is None else frozenset(self._ethernet.groups)
+
+    def _filter(self) -> None:
+        if self.filter_changed is not None:
+            self.filter_changed()
 
     def _send_igmp(self, message: bytes, group: int) -> None:
         igmp = self.igmp

@@ -126,6 +126,12 @@ class Interface6:
         if self.slaac is not None:
             self.slaac.ask_routers()
 
+    def announce(self) -> None:
+        """Tell all neighbours of every address that is in use (RFC 4861 §7.2.6)."""
+        for prefix in self.interface.addresses:
+            if not is_v4(prefix.address) and prefix.address not in self.interface.tentative:
+                self.nd.announce(prefix.address)
+
     def set_router(self, router: bool) -> None:
         """Whether this host forwards."""
         if router != self._in_router_group:

@@ -281,6 +281,11 @@ class NeighbourDiscovery(Layer):
         self.counters["tx_advertisements"] += 1
         self._output(advertisement(target, flags, self._mac), source, to)
 
+    def announce(self, address: int) -> None:
+        """Tell all nodes where an own address is (RFC 4861 §7.2.6)."""
+        flags = FLAG_ROUTER if self._owner.is_router else 0
+        self._advertise(address, address, ALL_NODES, flags | FLAG_OVERRIDE)
+
     # -- duplicate address detection -----------------------------------------------------------------------------
 
     def check(self, address: int, delay: int = 0) -> None:

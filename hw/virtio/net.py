@@ -143,6 +143,11 @@ class VirtioNet(VirtioDevice, Receiver):
         link.attach(self)
 
     @property
+    def mac(self) -> bytes:
+        """The address that it goes by, 6 bytes."""
+        return self.filter.mac
+
+    @property
     def sides(self) -> list[Side]:
         """Receive and transmit sides, by queue number."""
         return [side for pair in zip(self.receivers, self.transmitters, strict=True) for side in pair]
