@@ -29,12 +29,17 @@ OPTIONS: dict[str, dict[str, Option]] = {
     "virtio-packed": {"packed": True},
     "virtio-in-order": {"in_order": True, "notification_data": True},
     "virtio-packed-in-order": {"packed": True, "in_order": True, "notification_data": True, "event_idx": False},
+    "virtio-controlled": {"ctrl_vq": True, "hash": True},
+    "virtio-queues": {"queues": 4},
+    "virtio-rss": {"queues": 3, "rss": True, "hash": True, "packed": True},
     "xen-ling": {"profile": "ling"},
     "xen-full": {},
     "xen-queues": {"queues": 2},
 }
 CARDS = ("virtio", "virtio-packed", "xen-ling", "xen-full")
-RINGS = tuple(name for name in OPTIONS if name.startswith("virtio"))
+QUEUES = ("virtio-queues", "virtio-rss", "xen-queues")
+VIRTIO = tuple(name for name in OPTIONS if name.startswith("virtio"))
+RINGS = tuple(name for name in VIRTIO if name not in QUEUES)
 
 
 class Board:
@@ -52,12 +57,12 @@ class Board:
     ) -> Machine:
         """A machine with a card on each link: the board's model, or `card`."""
         model = card or self.card
-        if model not in RINGS and self.host is None:
+        if model not in VIRTIO and self.host is None:
             self.host = Hypervisor(self.loop)
-        host = None if model in RINGS else self.host
+        host = None if model in VIRTIO else self.host
         machine = Machine(self.loop, name=name, cmdline=cmdline, seed=seed, xen=host, **more)
         for link in links:
-            add: Callable[..., object] = machine.add_virtio_net if model in RINGS else machine.add_xen_vif
+            add: Callable[..., object] = machine.add_virtio_net if model in VIRTIO else machine.add_xen_vif
             add(link, options=OPTIONS[model])
         self.machines[name] = machine
         return machine
@@ -109,7 +114,8 @@ def macs(machine: Machine) -> list[bytes]:
 def posted(guest: Guest, eth: int = 0) -> tuple[int, int]:
     """How many receive buffers a card of the guest has posted, and how many it could."""
     driver: Any = guest.devices[eth]
-    rings = [queue.rx.ring for queue in driver.queues] if hasattr(driver, "queues") else [driver.rx.ring]
+    queues = driver.queues if hasattr(driver, "queues") else driver.pairs
+    rings = [queue.rx.ring for queue in queues]
     return sum(ring.in_flight for ring in rings), sum(ring.size for ring in rings)
 
 

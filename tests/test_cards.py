@@ -15,7 +15,7 @@ from guest.net.device import IFF_RUNNING, NetDevice
 from guest.net.pbuf import PacketBuffer
 from hw.wire.link import Link
 from tests.fakes import frame
-from tests.guest_board import CARDS, RINGS, STATIC, Board, is_reset, macs, posted, wire_of
+from tests.guest_board import CARDS, QUEUES, STATIC, VIRTIO, Board, is_reset, macs, posted, wire_of
 
 LENGTHS = [14, 15, 59, 60, 61, 255, 256, 257, 1000, 1513, 1514]
 
@@ -48,7 +48,7 @@ class Bench:
         return there == size
 
 
-@pytest.fixture(params=[*CARDS, "xen-queues"])
+@pytest.fixture(params=[*CARDS, *QUEUES])
 def board(request: pytest.FixtureRequest) -> Iterator[Board]:
     made = Board(request.param)
     yield made
@@ -81,14 +81,14 @@ def test_c12_each_driver_was_asked_in_order_and_one_has_found_the_card(bench: Be
     grid = bench.guest.grid
     found = {node.name: node.probe(bench.guest.services) for node in grid}
 
-    xen = bench.board.card not in RINGS
+    xen = bench.board.card not in VIRTIO
     assert list(found.items()) == [("virtio-net", int(not xen)), ("xen-vif", int(xen))]
     assert [link.name for link in grid.links] == ["eth0", "lo"]
     assert grid.links[0] is bench.device
 
 
 def test_c10_transmission_goes_through_the_node_of_the_cards_driver(bench: Bench) -> None:
-    node = bench.guest.grid.find("virtio-net" if bench.board.card in RINGS else "xen-vif")
+    node = bench.guest.grid.find("virtio-net" if bench.board.card in VIRTIO else "xen-vif")
     assert node is not None
 
     assert node.transmit(bench.device, [PacketBuffer.from_bytes(payload(60))]) == 1

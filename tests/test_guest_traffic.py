@@ -13,10 +13,10 @@ from guest.kernel import Guest
 from guest.net.pbuf import PacketBuffer
 from hw.wire.hub import Hub
 from tests.fakes import frame
-from tests.guest_board import CARDS, RINGS, STATIC, Board, posted
+from tests.guest_board import CARDS, QUEUES, RINGS, STATIC, Board, posted
 
 
-@pytest.fixture(params=dict.fromkeys([*CARDS, *RINGS, "xen-queues"]))
+@pytest.fixture(params=dict.fromkeys([*CARDS, *RINGS, *QUEUES]))
 def board(request: pytest.FixtureRequest) -> Iterator[Board]:
     made = Board(request.param)
     yield made

@@ -528,6 +528,29 @@ def test_all_fragments_of_a_packet_go_the_same_way(fragment: int) -> None:
     assert (flow.protocol, flow.ports) == (0, b"")
 
 
+@pytest.mark.parametrize("merge", [0, features(net.VIRTIO_NET_F_MRG_RXBUF)])
+@pytest.mark.parametrize(("report", "length"), [(0, 12), (features(net.VIRTIO_NET_F_HASH_REPORT), 20)])
+def test_h20_the_header_is_as_long_as_was_negotiated_in_both_directions(report: int, length: int, merge: int) -> None:
+    bench = Bench(features(net.VIRTIO_NET_F_CTRL_VQ) | report | merge)
+    ring = bench.driver.rings[1]
+    for cut in (length, length - 1, length + 13):  # behind the header, and what is no header or no frame
+        content = bytes(length) + frame()
+        bench.memory(COMMAND, len(content))[:] = content
+        rest = [(COMMAND + cut, len(content) - cut, 0)] if cut == length else []
+        ring.chain(0, [(COMMAND, cut, 0), *rest])
+        ring.offer(0)
+        bench.driver.kick(1)
+        assert ring.used() == [(0, 0)]
+    assert bench.wire.sent == [frame()]
+    assert bench.device.counters["tx_dropped_short_header"] == 1
+    assert bench.device.counters["tx_dropped_runt"] == 1
+    bench.post(0)
+    bench.arrives(frame())
+    (received,) = bench.received()
+    assert received[length:] == frame()
+    assert received[10:12] == b"\x01\x00"
+
+
 # -- announcement, speed, offloads ----------------------------------------------------------------------------------
 
 

@@ -16,14 +16,14 @@ from guest.net.pbuf import PacketBuffer
 from guest.sys.constants import SHUT_WR
 from hw.wire.hub import Hub
 from hw.wire.impair import ImpairedLink
-from tests.guest_board import CARDS, SECOND, Board, posted
+from tests.guest_board import CARDS, QUEUES, SECOND, Board, posted
 
 SERVER = "10.0.0.1"
 PORT = 9
 MB = 1_000_000
 
 
-@pytest.fixture(params=[*CARDS, "xen-queues"])
+@pytest.fixture(params=[*CARDS, *QUEUES])
 def board(request: pytest.FixtureRequest) -> Iterator[Board]:
     made = Board(request.param)
     yield made
