@@ -192,7 +192,7 @@ class Machine:
             path: the Unix socket where the back end listens.
             mac: 6 bytes; by default made from seed, name and slot, locally administered.
             options: those of `add_virtio_net`, as far as the back end offers what they switch on; `notification_data`
-                and `queue_reset` are not among them.
+                and `queue_reset` are not among them, and of what comes with a control queue only `queues`.
 
         Raises ValueError as `add_virtio_net` does, `hw.wire.link.WireError` where no usable back end answers.
         """
@@ -200,7 +200,11 @@ class Machine:
 
         given = dict(options or {})
         synchronous, mac = self._common(given, mac)
-        device = VhostUserNet(self.loop, self.memory, path, mac=mac, **_card_options(given))
+        control = _control_options(given)
+        device = VhostUserNet(
+            self.loop, self.memory, path, mac=mac, pairs=control["pairs"], control=control["control"],
+            **_card_options(given),
+        )  # fmt: skip
         return self._plug_in(device, synchronous)
 
     def _common(self, given: dict[str, Option], mac: bytes | None) -> tuple[bool, bytes]:

@@ -31,6 +31,7 @@ class ScriptedBackEnd:
     Args:
         offers: what GET_FEATURES is answered with.
         protocol: what GET_PROTOCOL_FEATURES is answered with.
+        pairs: what GET_QUEUE_NUM is.
         lies: by request: makes of the honest answer, a whole message, what is sent in its place; None hangs up.
 
     Attributes:
@@ -45,6 +46,7 @@ class ScriptedBackEnd:
         *,
         offers: int = FEATURES,
         protocol: int = 1 << abi.VHOST_USER_PROTOCOL_F_REPLY_ACK,
+        pairs: int = 1,
         lies: Mapping[int, Lie] | None = None,
     ) -> None:
         self.path = str(path)
@@ -52,7 +54,8 @@ class ScriptedBackEnd:
         self.descriptors: dict[str, int] = {}
         self.kicks: dict[int, int] = {}
         self.calls: dict[int, int] = {}
-        self._answers = {abi.VHOST_USER_GET_FEATURES: offers, abi.VHOST_USER_GET_PROTOCOL_FEATURES: protocol}
+        self._answers = {abi.VHOST_USER_GET_FEATURES: offers, abi.VHOST_USER_GET_PROTOCOL_FEATURES: protocol,
+                         abi.VHOST_USER_GET_QUEUE_NUM: pairs}  # fmt: skip
         self._lies = dict(lies or {})
         self._open: list[int] = []
         self._peer: socket.socket | None = None

@@ -22,9 +22,10 @@ from hw.abi import virtio_net as net
 from hw.abi.virtio import VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, features
 from hw.clock import SECOND, RealClock
 from hw.loop import Loop
-from hw.machine import vhost_card
+from hw.machine import Option, vhost_card
 from hw.vhost.back import PAYLOAD_MAX, VhostSession
 from hw.vhost.server import DeviceServer
+from hw.virtio.net import VirtioNet
 from hw.wire.cable import cable
 from hw.wire.link import Frame, Link, Receiver, WireError, frame_bytes
 from tests.scripted_vhost import descriptors_of_this_process
@@ -32,8 +33,9 @@ from tests.scripted_vhost import descriptors_of_this_process
 RAM = 1 << 20
 GUEST, USER = 0x10_0000, 0x7000_0000_0000  # where the front end says its RAM is
 SIZE = 16
-AREAS = {0: (0x0, 0x1000, 0x2000), 1: (0x3000, 0x4000, 0x5000)}  # descriptor, driver, device: offsets in RAM
-BUFFERS = 0x8000
+# Of each queue descriptor, driver, device area: offsets in RAM.
+AREAS = {index: (0x3000 * index, 0x3000 * index + 0x1000, 0x3000 * index + 0x2000) for index in range(8)}
+BUFFERS = 0x20000
 ACCEPTED = features(VIRTIO_F_VERSION_1, abi.VHOST_USER_F_PROTOCOL_FEATURES)
 REPLY_ACK = 1 << abi.VHOST_USER_PROTOCOL_F_REPLY_ACK
 
@@ -54,14 +56,14 @@ class Wire(Receiver):
 class FrontEnd:
     """A front end, its RAM, and the session that it talks to."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, **options: Option) -> None:
         self.loop = loop
         near, far = cable(loop)
         self.wire = Wire(far)
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(5)
         self.gone = False
-        self.session = VhostSession(loop, theirs, vhost_card(near, random.Random(1), {}), self._gone)
+        self.session = VhostSession(loop, theirs, vhost_card(near, random.Random(1), options), self._gone)
         self.memfd = os.memfd_create("front-end")
         os.ftruncate(self.memfd, RAM)
         self.kicks = {index: os.eventfd(0, os.EFD_NONBLOCK) for index in AREAS}
@@ -124,7 +126,7 @@ class FrontEnd:
     def up(self) -> None:
         self.begin()
         self.share()
-        for index in AREAS:
+        for index in (0, 1):
             self.start(index)
         assert self.session.queues_up == 2, self.session.failure
 
@@ -264,6 +266,24 @@ def test_a_reset_stops_all(front: FrontEnd) -> None:
     front.offer(1, 0, HEADER + FRAME)
 
     assert (front.session.queues_up, front.wire.frames) == (0, [])
+
+
+def test_as_many_pairs_are_steered_over_as_are_enabled(loop: Loop) -> None:
+    front = FrontEnd(loop, queues=4)
+    assert front.ask(abi.VHOST_USER_GET_QUEUE_NUM) == abi.U64.pack(4)
+    (features,) = abi.U64.unpack(front.ask(abi.VHOST_USER_GET_FEATURES))
+    assert features >> net.VIRTIO_NET_F_MQ & 1
+    assert not features >> net.VIRTIO_NET_F_CTRL_VQ & 1, "the control queue is the front end's"
+    front.begin(ACCEPTED | 1 << net.VIRTIO_NET_F_MQ, REPLY_ACK | 1 << abi.VHOST_USER_PROTOCOL_F_MQ)
+    front.share()
+    card = front.session.device
+    assert isinstance(card, VirtioNet)
+    for index in range(6):
+        front.start(index)
+        assert card.steering.pairs == max(1, -(-(index + 1) // 2)), front.session.failure
+    front.tell(abi.VHOST_USER_SET_VRING_ENABLE, abi.VRING_STATE.pack(4, 0))
+    assert card.steering.pairs == 2
+    front.close()
 
 
 def test_the_configuration_can_be_read(front: FrontEnd) -> None:

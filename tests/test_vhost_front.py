@@ -13,6 +13,7 @@ import hw.vhost.messages
 from guest.kernel import Guest
 from guest.net.device import IFF_RUNNING
 from hw.abi import vhost_user as abi
+from hw.abi import virtio_net as net
 from hw.abi.virtio import VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX
 from hw.clock import SECOND, RealClock
 from hw.loop import Loop
@@ -127,6 +128,38 @@ def test_without_protocol_features_rings_are_enabled_by_their_kick(loop: Loop, t
         side.close()
 
     assert not {"GET_PROTOCOL_FEATURES", "SET_VRING_ENABLE"} & set(names(back.heard[0]))
+
+
+MQ = 1 << abi.VHOST_USER_PROTOCOL_F_MQ | 1 << abi.VHOST_USER_PROTOCOL_F_REPLY_ACK
+
+
+def test_several_pairs_are_handed_over_and_enabled_as_the_driver_says(loop: Loop, tmp_path: Path) -> None:
+    offers = FEATURES | 1 << net.VIRTIO_NET_F_MQ
+    with ScriptedBackEnd(tmp_path / "s", offers=offers, protocol=MQ, pairs=4) as back:
+        side = Side(loop, tmp_path / "s", queues=3)
+        settings = side.guest.devices[0].settings
+        assert settings is not None
+        side.wait(lambda: settings.pairs == 3, "three pairs")
+        settings.set_pairs(1)
+        side.wait(lambda: settings.pairs == 1, "one pair")
+        heard = list(back.heard[0])
+        side.close()
+
+    enabled = [abi.VRING_STATE.unpack(payload) for name, payload in heard if name == "SET_VRING_ENABLE"]
+    first, three, one = enabled[:2], enabled[2:8], enabled[8:]
+    assert first == [(0, 1), (1, 1)], "until the driver says more, one pair"
+    assert three == [(index, 1) for index in range(6)]
+    assert one == [(index, int(index < 2)) for index in range(6)]
+    assert names(heard).count("SET_VRING_KICK") == 6, "the control queue stays here"
+
+
+@pytest.mark.parametrize(("offers", "pairs"), [(FEATURES | 1 << net.VIRTIO_NET_F_MQ, 2), (FEATURES, 8)])
+def test_a_back_end_with_too_few_pairs_is_refused(loop: Loop, tmp_path: Path, offers: int, pairs: int) -> None:
+    with (
+        ScriptedBackEnd(tmp_path / "s", offers=offers, protocol=MQ, pairs=pairs),
+        pytest.raises(WireError, match="pairs of queues; 3 are asked for"),
+    ):
+        Machine(loop).add_vhost_user(str(tmp_path / "s"), options={"queues": 3})
 
 
 def test_a_doorbell_is_an_eventfd_and_so_is_an_interrupt(loop: Loop, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class BackEnd:
     Attributes:
         alive: until `close`.
         features: what it offers (a mask).
+        pairs: how many pairs of queues it serves.
 
     Raises OSError where nobody listens or the answers do not come.
     """
@@ -48,6 +49,7 @@ class BackEnd:
         self.alive = True
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(ANSWER_TIMEOUT)
+        self.pairs = 1
         self._protocol = 0
         self._is_protocol = False
         try:
@@ -58,6 +60,8 @@ class BackEnd:
                 self._is_protocol = True
                 self._protocol = self._ask_number(abi.VHOST_USER_GET_PROTOCOL_FEATURES) & WANTED
                 self._tell(abi.VHOST_USER_SET_PROTOCOL_FEATURES, abi.U64.pack(self._protocol))
+                if self._protocol >> abi.VHOST_USER_PROTOCOL_F_MQ & 1:
+                    self.pairs = self._ask_number(abi.VHOST_USER_GET_QUEUE_NUM)
         except BackEndLost as error:
             self._socket.close()
             raise OSError(str(error)) from None
@@ -91,7 +95,7 @@ class BackEnd:
     def start_vring(
         self, index: int, size: int, areas: tuple[int, int, int], features: int, kick: int, call: int
     ) -> None:
-        """Let the back end serve queue `index`: entries, guest-physical areas (desc, driver, device), eventfds."""
+        """Hand queue `index` over: entries, guest-physical areas (desc, driver, device), eventfds; not enabled yet."""
         desc, driver, device = (addr - self._base + USER_BASE for addr in areas)
         start = PACKED_START if features >> VIRTIO_F_RING_PACKED & 1 else 0
         self._tell(abi.VHOST_USER_SET_VRING_NUM, abi.VRING_STATE.pack(index, size))
@@ -99,13 +103,15 @@ class BackEnd:
         self._tell(abi.VHOST_USER_SET_VRING_ADDR, abi.VRING_ADDR.pack(index, 0, desc, device, driver, 0))
         self._tell(abi.VHOST_USER_SET_VRING_CALL, abi.U64.pack(index), [call])
         self._tell(abi.VHOST_USER_SET_VRING_KICK, abi.U64.pack(index), [kick])
-        if self._is_protocol:  # otherwise a ring is enabled by its kick
-            self._tell(abi.VHOST_USER_SET_VRING_ENABLE, abi.VRING_STATE.pack(index, 1))
+
+    def enable_vring(self, index: int, on: bool) -> None:
+        """Let the back end serve queue `index`, or have it leave that be; without protocol features its kick does."""
+        if self._is_protocol:
+            self._tell(abi.VHOST_USER_SET_VRING_ENABLE, abi.VRING_STATE.pack(index, on))
 
     def stop_vring(self, index: int) -> None:
         """Take queue `index` back; the back end has let go of it when this returns."""
-        if self._is_protocol:
-            self._tell(abi.VHOST_USER_SET_VRING_ENABLE, abi.VRING_STATE.pack(index, 0))
+        self.enable_vring(index, False)
         answer = self._ask(abi.VHOST_USER_GET_VRING_BASE, abi.VRING_STATE.pack(index, 0))
         if len(answer) != abi.VRING_STATE.size or abi.VRING_STATE.unpack(answer)[0] != index:
             raise BackEndLost(f"the back end answered GET_VRING_BASE of queue {index} for another queue")

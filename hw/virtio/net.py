@@ -35,15 +35,13 @@ from hw.abi.virtio import (
     VIRTIO_RING_F_INDIRECT_DESC,
     features,
 )
-from hw.virtio.device import VirtioDevice
-from hw.virtio.net_ctrl import ControlQueue, Refused
-from hw.virtio.net_filter import ReceiveFilter
+from hw.virtio.net_ctrl import Card, ControlQueue, Refused
 from hw.virtio.net_rx import PULL_BUDGET, Receiving
 from hw.virtio.net_side import Side, Terms
 from hw.virtio.net_tx import Transmitter
 from hw.virtio.offload import ETHERNET_HEADER, TO_DRIVER
 from hw.virtio.queue import DeviceQueue, QueueError
-from hw.virtio.steering import HASH_TYPES, KEY_MAX, NOT_HASHED, TABLE_MAX, Rss, Steering, peek
+from hw.virtio.steering import HASH_TYPES, KEY_MAX, NOT_HASHED, TABLE_MAX, Rss, peek
 from hw.wire.link import FRAME_MAX, Frame, Link, Receiver
 
 PAIRS_MAX = 8
@@ -83,7 +81,7 @@ CONTROLLED = features(
 STEERED = features(net.VIRTIO_NET_F_MQ, net.VIRTIO_NET_F_RSS)  # and of one with several pairs
 
 
-class VirtioNet(VirtioDevice, Receiver):
+class VirtioNet(Card, Receiver):
     """A network card plugged into `link`.
 
     Args:
@@ -98,9 +96,8 @@ class VirtioNet(VirtioDevice, Receiver):
         withhold: features that are not offered (a mask).
 
     Attributes:
-        filter: what is let in.
-        steering: where it goes.
-        offloads: features, less the receive offloads that are switched off.
+        receivers, transmitters: the sides of each pair.
+        control: the control queue, which no driver has where there is none.
     """
 
     device_id = 1
@@ -125,15 +122,11 @@ class VirtioNet(VirtioDevice, Receiver):
             offered |= 1 << net.VIRTIO_NET_F_MQ
         if mtu is None:
             offered &= ~(1 << net.VIRTIO_NET_F_MTU)
-        super().__init__(offered & ~withhold, queue_sizes * pairs + (CONTROL_SIZE,) * control)
+        super().__init__(offered & ~withhold, queue_sizes * pairs + (CONTROL_SIZE,) * control, pairs, mac)
         self.link = link
         self.mtu = mtu
-        self.pairs = pairs
         self.speed, self.duplex = speed, duplex
-        self.negotiated = 0
-        self.filter = ReceiveFilter(mac)
-        self.steering = Steering()
-        self.control = ControlQueue(self, self)
+        self.control = ControlQueue(self)
         self.receivers = [Receiving(self, 2 * pair, link, self.filter) for pair in range(pairs)]
         self.transmitters = [Transmitter(self, 2 * pair + 1, link) for pair in range(pairs)]
         self.link_up = link.carrier

@@ -8,7 +8,7 @@ Promises:
 - A chain without room for the answer breaks the rule of the queue, which is stopped (DEVICE_NEEDS_RESET).
 - What a command changes is in force before its buffer is used.
 
-Sections: `ControlQueue`, commands by class: receive modes, addresses, VLANs, announcement; queues and hashes;
+Sections: `Card`, `ControlQueue`, commands by class: receive modes, addresses, VLANs, announcement; queues and hashes;
 coalescing; statistics.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Protocol
 
 from hw.abi import virtio_net as net
 from hw.abi import virtio_net_ctrl as ctrl
@@ -38,37 +37,49 @@ class Refused(Exception):
     """A command that is answered VIRTIO_NET_ERR; the text says why."""
 
 
-class Card(Protocol):
-    """What the control queue changes of its card."""
+class Card(VirtioDevice):
+    """A network card that has a control queue, and what that changes of it.
 
-    negotiated: int
-    pairs: int
-    filter: ReceiveFilter
-    steering: Steering
+    Attributes:
+        negotiated: features, 0 without a driver.
+        pairs: how many pairs of queues there are.
+        filter: what is let in.
+        steering: where it goes.
+    """
+
+    def __init__(self, features: int, queue_sizes: tuple[int, ...], pairs: int, mac: bytes) -> None:
+        super().__init__(features, queue_sizes)
+        self.negotiated = 0
+        self.pairs = pairs
+        self.filter = ReceiveFilter(mac)
+        self.steering = Steering()
 
     @property
     def sides(self) -> list[Side]:
-        """Receive and transmit sides, by queue number."""
+        """Receive and transmit sides, by queue number, where they are here."""
+        return []
 
     def use_pairs(self, pairs: int) -> None:
-        """Steer automatically over the first `pairs`."""
+        """Steer automatically over the first `pairs` (§5.1.9.5.6)."""
+        raise Refused("there is one pair")
 
     def use_rss(self, rss: Rss, transmit: int) -> None:
-        """Steer by a table; the driver sends on `transmit` queues."""
+        """Steer by a table (§5.1.9.5.7); the driver sends on `transmit` queues."""
+        raise Refused("this card does not steer by tables")
 
     def set_offloads(self, offloads: int) -> None:
-        """Receive offloads that are in force, of those negotiated."""
+        """Receive offloads in force from now on (§5.1.9.5.9). Raises Refused for those that were not negotiated."""
+        raise Refused("this card cannot switch offloads")
 
     def acknowledge_announce(self) -> None:
-        """The driver has seen that it is to announce itself."""
+        """The driver has seen that it is to announce itself (§5.1.9.5.4)."""
 
 
 class ControlQueue:
     """The control queue.
 
     Args:
-        device: for the transport and the counters.
-        card: what commands change; the same object.
+        card: what commands change.
 
     Attributes:
         queue: the queue, None while it is not ready.
@@ -77,12 +88,11 @@ class ControlQueue:
         done: commands received, and of those carried out (§5.1.9.5.11.3).
     """
 
-    def __init__(self, device: VirtioDevice, card: Card) -> None:
+    def __init__(self, card: Card) -> None:
         self.queue: DeviceQueue | None = None
         self.index = -1
         self.refusal = ""
         self.done = {"command_num": 0, "ok_num": 0}
-        self._device = device
         self._card = card
         self._all_rx = self._all_tx = Coalescing()  # for queues that are enabled later
         need: dict[tuple[int, int], tuple[int, Callable[[bytes], bytes | None]]] = {
@@ -158,29 +168,29 @@ class ControlQueue:
                 self._again()
         except QueueError as error:
             self._publish(queue)
-            if self._device.transport is not None:
-                self._device.transport.fail(queue.index, str(error))
+            if self._card.transport is not None:
+                self._card.transport.fail(queue.index, str(error))
 
     def _publish(self, queue: DeviceQueue) -> None:
-        if queue.flush() and self._device.transport is not None:
-            self._device.transport.notify_used(queue.index)
+        if queue.flush() and self._card.transport is not None:
+            self._card.transport.notify_used(queue.index)
 
     def _again(self) -> None:
-        if self._device.transport is not None:
-            self._device.transport.again(self.index)
+        if self._card.transport is not None:
+            self._card.transport.again(self.index)
 
     def _carry_out(self, chain: Chain) -> int:
         """Do what `chain` asks, and answer; the bytes written."""
         if not chain.writable_length:
             raise QueueError("a command without room for its answer (virtio 1.4 §5.1.9.5)")
         self.done["command_num"] += 1
-        self._device.counters["ctrl_commands"] += 1
+        self._card.counters["ctrl_commands"] += 1
         try:
             answer = bytes((ctrl.VIRTIO_NET_OK,)) + self._do(chain)
             self.done["ok_num"] += 1
         except Refused as why:
             self.refusal = str(why)
-            self._device.counters["ctrl_refused"] += 1
+            self._card.counters["ctrl_refused"] += 1
             answer = bytes((ctrl.VIRTIO_NET_ERR,))
         written = 0
         for view in chain.writable:
@@ -350,7 +360,7 @@ class ControlQueue:
                 kind, stats = CONTROL, done
             elif index < len(sides):
                 kind, stats = (TRANSMIT if index % 2 else RECEIVE), dict(sides[index].stats)
-                stats["notifications"] = self._device.notifications[index]
+                stats["notifications"] = self._card.notifications[index]
             else:
                 raise Refused(f"there is no queue {index}")
             answer = answer_to(kind, index, types, self._card.negotiated, stats)

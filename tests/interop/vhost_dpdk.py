@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -91,9 +92,9 @@ class Side:
     def wait(self, until: Callable[[], bool], what: str) -> None:
         assert self.loop.run(until, deadline=self.loop.clock.now() + PATIENCE), f"waited in vain for {what}"
 
-    def wait_for_driver(self) -> None:
-        """Until both queues are served and testpmd sends a frame back: what it finds earlier it may throw away."""
-        self.wait(lambda: self.server.session is not None and self.server.session.queues_up == 2, "the driver")
+    def wait_for_driver(self, queues: int = 2) -> None:
+        """Until all queues are served and testpmd sends a frame back: what it finds earlier it may throw away."""
+        self.wait(lambda: self.server.session is not None and self.server.session.queues_up == queues, "the driver")
         probe = bytes(60)
         until = self.loop.clock.now() + PATIENCE
         while not self.peer.frames:
@@ -157,6 +158,44 @@ def test_jumbo_frames_come_back_over_several_buffers(loop: Loop, tmp_path: Path,
         there_and_back(side, frames, window=16)
 
         assert side.peer.frames == frames
+    side.server.close()
+
+
+def flow_frame(rng: random.Random, number: int) -> bytes:
+    """A frame of one of 256 UDP flows that says which it is of that flow, and among all."""
+    payload = number.to_bytes(4, "big") + rng.randbytes(rng.randint(20, 1400))
+    head = struct.pack(">BBHHHBBH8sHHHH", 0x45, 0, 28 + len(payload), 0, 0, 64, 17, 0,
+                       b"\x0a\x00\x00\x01\x0a\x00\x00\x02", 1024 + number % 256, 7, 8 + len(payload), 0)  # fmt: skip
+    return bytes.fromhex("020000000001020000000002" "0800") + head + payload
+
+
+def by_flow(frames: Sequence[bytes]) -> dict[bytes, list[bytes]]:
+    """Frames by their source port, in the order in which they came."""
+    found: dict[bytes, list[bytes]] = {}
+    for frame in frames:
+        found.setdefault(frame[34:36], []).append(frame)
+    return found
+
+
+@pytest.mark.parametrize("packed", [0, 1], ids=["split", "packed"])
+def test_two_pairs_of_queues_share_the_flows(loop: Loop, tmp_path: Path, testpmd: str, packed: int) -> None:
+    rng = random.Random(packed)
+    side = Side(loop, tmp_path / "s", queues=2)
+    options = driver(tmp_path / "s", f"packed_vq={packed},queues=2,cq=1")
+    with Pmd(testpmd, tmp_path, options, more=("--rxq=2", "--txq=2"), serve=side.loop):
+        side.wait_for_driver(4)
+        assert side.features >> net.VIRTIO_NET_F_MQ & 1
+        assert side.device.steering.pairs == 2
+        frames = [flow_frame(rng, number) for number in range(FRAMES)]
+
+        there_and_back(side, frames)
+
+        assert by_flow(side.peer.frames) == by_flow(frames), "whole, and each flow in its order"
+        received = [receiver.stats["packets"] for receiver in side.device.receivers]
+        sent = [transmitter.stats["packets"] for transmitter in side.device.transmitters]
+        assert min(received) > FRAMES // 4, received
+        assert min(sent) > FRAMES // 4, sent
+        assert not {name for name in side.device.counters if "dropped" in name}
     side.server.close()
 
 

@@ -20,6 +20,7 @@ from hw.clock import SECOND, RealClock
 from hw.loop import Loop
 from hw.machine import Machine, Option
 from tests.interop.testpmd import Pmd
+from tests.interop.vhost_dpdk import by_flow, flow_frame
 from tests.requirements import require_program
 
 pytestmark = pytest.mark.witness
@@ -113,6 +114,25 @@ def test_every_frame_comes_back_as_it_was_sent(loop: Loop, tmp_path: Path, testp
         assert side.received == sent
         troubles = {"device_failed", "ring_broken"}
         assert not {name for name in side.driver.counters if "dropped" in name or name in troubles}
+        side.close()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_two_pairs_of_queues_are_in_use(loop: Loop, tmp_path: Path, testpmd: str, packed: bool) -> None:
+    rng = random.Random(int(packed))
+    with Pmd(testpmd, tmp_path, f"net_vhost0,iface={tmp_path / 's'},queues=2", more=("--rxq=2", "--txq=2")):
+        side = Side(loop, tmp_path / "s", queues=2, packed=packed)
+        settings = side.driver.settings
+        assert settings is not None
+        side.wait(lambda: settings.pairs == 2, "two pairs")
+        side.listen()
+        sent = [flow_frame(rng, number) for number in range(FRAMES)]
+        for first in range(0, FRAMES, WINDOW // 2):
+            batch = sent[first : first + WINDOW // 2]
+            assert side.send(batch) == len(batch)
+            side.wait(lambda: len(side.received) >= first + len(batch), f"the frames after {first}")  # noqa: B023
+
+        assert by_flow(side.received) == by_flow(sent)
         side.close()
 
 

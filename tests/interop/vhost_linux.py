@@ -59,6 +59,7 @@ udhcpc -i eth0 -n -q -t 10 -T 1 -s /lease > /dev/null 2>&1 || say late a lease
 
 ping -q -c 200 -A 10.0.2.2 | grep transmitted | sed 's/^/@pings /'
 ping -q -c 5 -i 0.05 -s 20000 10.0.2.2 | grep transmitted | sed 's/^/@fragmented /'
+say queues $(ls /sys/class/net/eth0/queues)
 for round in $(seq $rounds); do
   timeout 8 wget -q -O /tmp/down http://10.0.2.2:$port/file || say late file $round
   say down$round $(sha256sum < /tmp/down)
@@ -165,16 +166,27 @@ class Boot:
     """QEMU with a Linux guest whose card is at `socket`."""
 
     def __init__(
-        self, files: tuple[Path, Path], work: Path, socket: Path, card: str, port: int, *, rounds: int = 1
+        self,
+        files: tuple[Path, Path],
+        work: Path,
+        socket: Path,
+        card: str,
+        port: int,
+        *,
+        rounds: int = 1,
+        queues: int = 1,
     ) -> None:
         kernel, disk = files
         self._console = work / "console"
+        several = "on" if queues > 1 else "off"
         command = [
-            require_program(QEMU), "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults",
+            require_program(QEMU), "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", str(queues), "-m", "256",
+            "-nodefaults",
             "-no-reboot", "-display", "none", "-serial", f"file:{self._console}",
             "-object", "memory-backend-memfd,id=m,size=256M,share=on", "-numa", "node,memdev=m",
-            "-chardev", f"socket,id=c,path={socket},reconnect=1", "-netdev", "vhost-user,id=n,chardev=c",
-            "-device", f"virtio-net-pci,netdev=n,vectors=0,romfile=,disable-legacy=on{card}",
+            "-chardev", f"socket,id=c,path={socket},reconnect=1",
+            "-netdev", f"vhost-user,id=n,chardev=c,queues={queues}",
+            "-device", f"virtio-net-pci,netdev=n,vectors=0,mq={several},romfile=,disable-legacy=on{card}",
             "-kernel", str(kernel), "-initrd", str(disk),
             "-append", f"console=ttyS0 quiet panic=-1 vring.port={port} vring.rounds={rounds}",
         ]  # fmt: skip
@@ -217,6 +229,8 @@ RINGS: dict[str, tuple[str, int]] = {
 ALL = sum(1 << bit for bit in (abi.VIRTIO_F_RING_PACKED, net.VIRTIO_NET_F_MRG_RXBUF, abi.VIRTIO_RING_F_EVENT_IDX,
                                abi.VIRTIO_RING_F_INDIRECT_DESC))  # fmt: skip
 
+MQ = 1 << net.VIRTIO_NET_F_MQ
+
 
 def check_files(words: dict[str, str], web: Web, rounds: int) -> None:
     assert "late" not in words, f"waited in vain for {words['late']}"
@@ -242,6 +256,22 @@ def test_linux_gets_a_lease_pings_and_moves_files_both_ways(
     assert words["fragmented"].startswith("5 packets transmitted, 5 packets received")
     check_files(words, web, 1)
     assert (status, device.said.count("the front end left")) == (0, 1)
+
+
+@pytest.mark.parametrize("ring", ["split-all", "packed-all"])
+def test_linux_uses_two_pairs_of_queues(tmp_path: Path, linux: tuple[Path, Path], web: Web, ring: str) -> None:
+    card, expected = RINGS[ring]
+    device = Device(tmp_path, "--card", "queues=2")
+    try:
+        words = Boot(linux, tmp_path, device.path, card, web.port, queues=2).end()
+    finally:
+        device.end()
+
+    assert int(words["features"][::-1], 2) & (ALL | MQ) == expected | MQ
+    assert words["queues"] == "rx-0 rx-1 tx-0 tx-1"
+    assert words["pings"].startswith("200 packets transmitted, 200 packets received")
+    assert words["fragmented"].startswith("5 packets transmitted, 5 packets received")
+    check_files(words, web, 1)
 
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
