@@ -9,7 +9,7 @@ STAMP  := $(VENV)/installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install boot demo test interop interop-xen soak lint bench clean
+.PHONY: help install boot demo test interop registers interop-xen soak lint bench clean
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ test: $(STAMP) ## run all tests, on all cores (PYTEST_ARGS for more options)
 
 interop: $(STAMP) ## vhost-user with DPDK on either side, and with Linux in QEMU (three minutes)
 	@$(BIN)/python -m pytest tests/interop/vhost_*.py $(PYTEST_ARGS)
+
+registers: $(STAMP) ## record anew what Linux's driver does to the registers, into fixtures/registers (under a minute)
+	@$(BIN)/python -m tests.witness.record_registers
 
 interop-xen: $(STAMP) ## both ends of a Xen card with Linux's, on a real Xen under QEMU's emulation (two minutes)
 	@$(BIN)/python -m pytest tests/interop_xen/real_xen.py $(PYTEST_ARGS)

@@ -259,8 +259,8 @@ def test_each_guest_has_a_table_of_programs_of_its_own() -> None:
     table = programs()
     table["mine"] = table["ping"]
     assert sorted(programs()) == [
-        "cat", "dhclient", "discard", "echo", "echoclient", "guard", "halt", "httpd", "idle", "ifconfig", "ip", "ls",
-        "nc", "nslookup", "ping", "sh", "sniff", "ss", "traceroute", "udpecho", "wget",
+        "cat", "dhclient", "discard", "echo", "echoclient", "ethtool", "guard", "halt", "httpd", "idle", "ifconfig",
+        "ip", "ls", "nc", "nslookup", "ping", "sh", "sniff", "ss", "traceroute", "udpecho", "wget",
     ]  # fmt: skip
 
 

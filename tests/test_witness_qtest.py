@@ -119,6 +119,9 @@ def test_the_driver_brings_the_device_up_in_the_order_of_the_standard(qemu: Qemu
     offered = virtio.features(
         virtio.VIRTIO_F_VERSION_1, virtio.VIRTIO_F_RING_RESET,
         virtio_net.VIRTIO_NET_F_MAC, virtio_net.VIRTIO_NET_F_STATUS,
+        virtio_net.VIRTIO_NET_F_CTRL_VQ, virtio_net.VIRTIO_NET_F_CTRL_RX, virtio_net.VIRTIO_NET_F_CTRL_VLAN,
+        virtio_net.VIRTIO_NET_F_CTRL_MAC_ADDR, virtio_net.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+        virtio_net.VIRTIO_NET_F_GUEST_ANNOUNCE,
     )  # fmt: skip
     assert driver.features == offered | EVENT_IDX | INDIRECT | MRG_RXBUF
     # §4.2.2.2: the fields of the configuration are read as wide as they are, all else 32 bits wide.

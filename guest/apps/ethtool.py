@@ -104,7 +104,7 @@ def _show(env: Env, device: NetDevice, option: str) -> list[str]:
 
 
 def _settings(device: NetDevice) -> Settings:
-    if device.settings is None:
+    if not isinstance(device, VirtioNetDriver):
         raise _Refused("this kind of card has nothing that could be shown or set here")
     return device.settings
 
@@ -114,7 +114,7 @@ def _heading(device: NetDevice, text: str) -> str:
 
 
 def _link(device: NetDevice) -> list[str]:
-    settings = device.settings
+    settings = device.settings if isinstance(device, VirtioNetDriver) else None
     speed = None if settings is None else settings.can.speed
     rows = [
         ("link", "yes" if device.flags & IFF_RUNNING else "no"),
@@ -196,7 +196,7 @@ def _spread(device: NetDevice, settings: Settings) -> list[str]:
 def _statistics(env: Env, device: NetDevice) -> list[str]:
     rows = [(name, str(count)) for name, count in sorted(device.counters.items())]
     lines = [_heading(device, "the driver counted"), *(_table(rows) if rows else ["  nothing yet"])]
-    if device.settings is None:
+    if not isinstance(device, VirtioNetDriver):
         return lines
     answers: list[dict[int, dict[str, int]] | None] = []
 

@@ -18,14 +18,16 @@ Read: virtio 1.4 §3.1.1 (initialisation), §5.1.4 (configuration), §5.1.5 (ini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from guest.dma import DmaError
 from guest.drivers.flow import flow_hash
 from guest.drivers.net_config import NetConfig, is_station, random_station, read_config
 from guest.drivers.net_ctrl import ANSWER_WITHIN, RING_SIZE, CommandQueue
-from guest.drivers.net_rx import ReceiveQueue, buffer_size, entries_that_fit
+from guest.drivers.net_features import REQUIRED, REQUIRES, WANTED
+from guest.drivers.net_pair import Pair, make_pair
+from guest.drivers.net_rx import ReceiveQueue, entries_that_fit
 from guest.drivers.net_settings import PAIRS_WANTED, Capabilities, Settings
 from guest.drivers.net_tx import CHAIN_MAX, ETHERNET_HEADER, TransmitQueue
 from guest.drivers.retry import Retry
@@ -41,49 +43,11 @@ from hw.abi import virtio_net as abi
 
 DEVICE_IDS = (virtio_abi.VIRTIO_ID_NET,)
 
-REQUIRED = virtio_abi.features(virtio_abi.VIRTIO_F_VERSION_1)
-WANTED = REQUIRED | virtio_abi.features(
-    abi.VIRTIO_NET_F_MAC,
-    abi.VIRTIO_NET_F_STATUS,
-    abi.VIRTIO_NET_F_MTU,
-    abi.VIRTIO_NET_F_MRG_RXBUF,
-    virtio_abi.VIRTIO_RING_F_INDIRECT_DESC,
-    virtio_abi.VIRTIO_RING_F_EVENT_IDX,
-    virtio_abi.VIRTIO_F_RING_PACKED,
-    virtio_abi.VIRTIO_F_IN_ORDER,
-    virtio_abi.VIRTIO_F_NOTIFICATION_DATA,
-    virtio_abi.VIRTIO_F_RING_RESET,
-    abi.VIRTIO_NET_F_CTRL_VQ,
-    abi.VIRTIO_NET_F_CTRL_RX,
-    abi.VIRTIO_NET_F_CTRL_VLAN,
-    abi.VIRTIO_NET_F_CTRL_MAC_ADDR,
-    abi.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
-    abi.VIRTIO_NET_F_GUEST_ANNOUNCE,
-    abi.VIRTIO_NET_F_MQ,
-    abi.VIRTIO_NET_F_RSS,
-    abi.VIRTIO_NET_F_HASH_REPORT,
-    abi.VIRTIO_NET_F_NOTF_COAL,
-    abi.VIRTIO_NET_F_VQ_NOTF_COAL,
-    abi.VIRTIO_NET_F_DEVICE_STATS,
-    abi.VIRTIO_NET_F_SPEED_DUPLEX,
-)
-# Those that are of use only with a control queue, although the standard does not say so of all of them (§5.1.4.2).
-REQUIRES = {**abi.FEATURE_REQUIRES, abi.VIRTIO_NET_F_HASH_REPORT: ((abi.VIRTIO_NET_F_CTRL_VQ,),),
-            abi.VIRTIO_NET_F_DEVICE_STATS: ((abi.VIRTIO_NET_F_CTRL_VQ,),),
-            abi.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS: ((abi.VIRTIO_NET_F_CTRL_VQ,),)}  # fmt: skip
-
 RX_RING = 256
 TX_RING = 128
 BUDGET = 64  # used buffers of one poll
 WATCH_EVERY = 1_000_000  # microseconds
 IDLE_IRQ_MAX = 1000  # interrupts in a row that announced nothing
-
-
-class Pair(NamedTuple):
-    """A receive and a transmit queue."""
-
-    rx: ReceiveQueue
-    tx: TransmitQueue
 
 
 class VirtioNetDriver(NetDevice):
@@ -124,7 +88,7 @@ class VirtioNetDriver(NetDevice):
         self._wanted = wanted | REQUIRED
         self._sizes = (rx_size, tx_size)
         self.pairs: list[Pair] = []
-        self.settings: Settings = Settings(services.platform.rng, self._use_pairs)
+        self.settings = Settings(services.platform.rng, self._use_pairs)
         self._commands: CommandQueue | None = None
         self._in_use = 1  # pairs that packets are sent on
         self._built = False  # the pairs exist
@@ -259,28 +223,17 @@ class VirtioNetDriver(NetDevice):
         pairs: list[Pair] = []
         try:
             for _ in range(can.pairs):
-                pairs.append(self._build_pair(rx_size, tx_size))
+                pairs.append(make_pair(dma, (rx_size, tx_size), self.features, self.mtu, self.counters, self._doorbell))
             if can.has(abi.VIRTIO_NET_F_CTRL_VQ):
                 self._commands = CommandQueue(dma, self._services.timers, self.counters, self._ring_control, self._mute)
         except DmaError:
             for pair in pairs:
-                pair.rx.pool.close()
-                pair.tx.pool.close()
+                pair.close()
             raise
         self.pairs = pairs
         self.rx, self.tx = pairs[0]
         self._sizes = (rx_size, tx_size)
         self._built = True
-
-    def _build_pair(self, rx_size: int, tx_size: int) -> Pair:
-        dma = self._services.dma
-        rx = ReceiveQueue(dma, rx_size, buffer_size(rx_size, self.features, self.mtu), self.counters)
-        try:
-            tx = TransmitQueue(dma, tx_size, self.mtu, self.counters, lambda: self._doorbell(tx.ring))
-        except DmaError:
-            rx.pool.close()
-            raise
-        return Pair(rx, tx)
 
     def _use_pairs(self, pairs: int) -> None:
         """Send on so many from now on."""
@@ -368,6 +321,9 @@ class VirtioNetDriver(NetDevice):
             for pair in self.pairs:
                 pair.rx.ring.disable_interrupts()
             self._services.deferred.add(self.poll)
+
+    def receive_mode(self, promiscuous: bool, groups: Iterable[bytes]) -> None:
+        self.settings.receive(promiscuous, groups)
 
     def poll(self) -> bool:
         """One slice of receiving, of every queue; whether another is due."""
@@ -576,8 +532,7 @@ class VirtioNetDriver(NetDevice):
         if self._built:
             self._built = False
             for pair in self.pairs:
-                pair.rx.pool.close()
-                pair.tx.pool.close()
+                pair.close()
             self.pairs = []
             if self._commands is not None:
                 self._commands.close()

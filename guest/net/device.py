@@ -12,12 +12,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from guest.net.pbuf import PacketBuffer
-
-if TYPE_CHECKING:
-    from guest.drivers.net_settings import Settings
 
 Sink: TypeAlias = Callable[[Sequence[PacketBuffer]], None]
 
@@ -58,7 +55,6 @@ class NetDevice(ABC):
         receiver: where received packets go; None drops and counts them.
         wants_room: called once, and forgotten, when there is room again; see `when_room`.
         announce: called when the neighbours are to be told where this station is.
-        settings: what can be set while it runs, or None.
     """
 
     gso_max_size = 0
@@ -76,7 +72,6 @@ class NetDevice(ABC):
         self.link_changed: Callable[[], None] | None = None  # told when `flags` changed by the device's doing
         self.wants_room: Callable[[], None] | None = None
         self.announce: Callable[[], None] | None = None
-        self.settings: Settings | None = None
 
     @abstractmethod
     def transmit(self, packets: Sequence[PacketBuffer]) -> int:
@@ -93,10 +88,8 @@ class NetDevice(ABC):
         """Call `callback` once when there is room again, in a turn of its own. The last one who asks is called."""
         self.wants_room = callback
 
-    def receive_mode(self, promiscuous: bool, groups: Iterable[bytes]) -> None:
+    def receive_mode(self, promiscuous: bool, groups: Iterable[bytes]) -> None:  # noqa: B027  # most cannot filter
         """What is wanted beside frames for the own address and broadcasts: everything, or those to these groups."""
-        if self.settings is not None:
-            self.settings.receive(promiscuous, groups)
 
     def poll(self) -> bool:
         """Deliver some of what has arrived without waiting for an interrupt; whether more is waiting."""

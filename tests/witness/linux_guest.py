@@ -43,6 +43,7 @@ card() {{ cat /sys/class/net/eth0/$1; }}
 heard() {{ card statistics/rx_packets; }}
 
 for module in MODULES; do insmod /lib/modules/$module.ko; done
+say kernel $(uname -r)
 say features $(cat /sys/bus/virtio/devices/virtio0/features)
 say status $(cat /sys/bus/virtio/devices/virtio0/status)
 say mac $(card address)
