@@ -309,6 +309,49 @@ def test_a_cable_that_is_pulled_out_and_in_is_noticed_each_time(qemu: Qemu) -> N
     check_rings(bare)
 
 
+@pytest.mark.parametrize("qemu", ["", "packed=on"], indirect=True, ids=["split", "packed"])
+def test_qemus_control_queue_does_what_it_is_told(qemu: Qemu) -> None:
+    bare = BareDriver(qemu)
+    driver, settings = bare.driver, bare.driver.settings
+    driver.start()
+    qemu.settle()
+    assert driver.counters["ctrl_refused"] == 0
+    ours, rest = bytes.fromhex(MAC.replace(":", "")), b"\x02\0\0\0\0\x01" + b"\x88\xb5" + bytes(46)
+    other, group = b"\x02\0\0\0\0\x77", b"\x33\x33\0\0\0\x05"
+    tagged = ours + rest[:6] + b"\x81\0\0\x05" + rest[6:]
+
+    def passes() -> list[bool]:
+        """Which of four kinds of frames come through; a frame of ours behind them says that all had time to."""
+        end = ours + rest[:-1] + b"\xee"
+        bare.peer.send([other + rest, group + rest, tagged, end])
+        bare.wait(lambda: end in bare.received, "the last of four frames")
+        found = [other + rest in bare.received, group + rest in bare.received, tagged in bare.received]
+        bare.received.clear()
+        return found
+
+    assert passes() == [False, False, False]
+    driver.receive_mode(False, [group])
+    qemu.settle()
+    assert passes() == [False, True, False]
+    said: list[str] = []
+    settings.set_vlan(5, True, said.append)
+    qemu.settle()
+    assert passes() == [False, True, True]
+    driver.receive_mode(True, [])
+    qemu.settle()
+    assert passes() == [True, True, True]
+    driver.receive_mode(False, [])
+    settings.set_vlan(5, False, said.append)
+    qemu.settle()
+    assert passes() == [False, False, False]
+    settings.set_offloads(0, said.append)
+    qemu.settle()
+    # QEMU cannot switch what its socket does not have.
+    assert said == ["", "", "the device refuses these receive offloads"]
+    assert driver.counters["ctrl_refused"] == 1
+    check_interrupts(bare)
+
+
 # -- trouble -----------------------------------------------------------------------------------------------------------
 
 
