@@ -25,8 +25,8 @@ demo: $(STAMP) ## step one frame through the rings of a sending guest
 test: $(STAMP) ## run all tests, on all cores (PYTEST_ARGS for more options)
 	@$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
-interop: $(STAMP) ## vhost-user with DPDK on either side, and with Linux in QEMU (three minutes)
-	@$(BIN)/python -m pytest tests/interop/vhost_*.py $(PYTEST_ARGS)
+interop: $(STAMP) ## with DPDK and with Linux in QEMU, over vhost-user, QEMU's sockets and a VDE switch (four minutes)
+	@$(BIN)/python -m pytest tests/interop/vhost_*.py tests/interop/qemu_*.py $(PYTEST_ARGS)
 
 registers: $(STAMP) ## record anew what Linux's driver does to the registers, into fixtures/registers (under a minute)
 	@$(BIN)/python -m tests.witness.record_registers

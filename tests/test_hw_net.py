@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import struct
+from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -37,12 +39,15 @@ class Bench:
 
     Attributes:
         rings: features of the rings that each test runs over.
+        made: the machines of a test, whose loops are closed after it.
     """
 
     rings = 0
+    made: ClassVar[list[Machine]] = []
 
     def __init__(self, negotiate: int = 0, size: int = 8, offer: int = 0, wire: Link | None = None) -> None:
         self.machine = Machine(Loop(VirtualClock()), memory_size=1 << 20)
+        self.made.append(self.machine)
         self.wire = wire or Catcher()
         self.slot = self.machine.add_virtio_net(self.wire, mac=MAC)
         self.slot.device.features |= offer | self.rings
@@ -78,8 +83,12 @@ class Bench:
 
 
 @pytest.fixture(params=RINGS, autouse=True)
-def _rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Bench, "rings", RINGS[request.param])
+    monkeypatch.setattr(Bench, "made", [])
+    yield
+    for machine in Bench.made:
+        machine.loop.close()
 
 
 FRAME = bytes(range(60))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -51,12 +53,15 @@ class Bench:
 
     Attributes:
         rings: features of the rings that each test runs over.
+        made: the machines of a test, whose loops are closed after it.
     """
 
     rings = 0
+    made: ClassVar[list[Machine]] = []
 
     def __init__(self, accept: int = CONTROLLED, pairs: int = 1, used: int | None = None, **options: str | int) -> None:
         self.machine = Machine(Loop(VirtualClock()), memory_size=1 << 21)
+        self.made.append(self.machine)
         self.wire = Catcher()
         asked = {"ctrl_vq": "on", "queues": pairs, "hash": "on", "rss": "on", **options}
         self.slot = self.machine.add_virtio_net(self.wire, mac=MAC, options=asked)
@@ -140,8 +145,12 @@ class Bench:
 
 
 @pytest.fixture(params=["split", "packed"], autouse=True)
-def _rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Bench, "rings", RINGS[request.param])
+    monkeypatch.setattr(Bench, "made", [])
+    yield
+    for machine in Bench.made:
+        machine.loop.close()
 
 
 # -- commands ------------------------------------------------------------------------------------------------------
@@ -289,6 +298,7 @@ def test_whatever_commands_say_each_is_answered(commands: list[tuple[bytes, int]
     for content, room in commands:
         assert bench.raw(content, room)[:1] in (OK, ERR)
     assert bench.driver.status == 15
+    Bench.made.pop().loop.close()
 
 
 # -- receive filter ------------------------------------------------------------------------------------------------
