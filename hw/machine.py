@@ -55,6 +55,15 @@ _SWITCHES = {
     "in_order": VIRTIO_F_IN_ORDER,
     "notification_data": VIRTIO_F_NOTIFICATION_DATA,
     "queue_reset": VIRTIO_F_RING_RESET,
+    # Checksums and segmentation left to the other side: of what the driver sends, and of what it receives.
+    "csum": net.VIRTIO_NET_F_CSUM,
+    "host_tso4": net.VIRTIO_NET_F_HOST_TSO4,
+    "host_tso6": net.VIRTIO_NET_F_HOST_TSO6,
+    "host_ecn": net.VIRTIO_NET_F_HOST_ECN,
+    "guest_csum": net.VIRTIO_NET_F_GUEST_CSUM,
+    "guest_tso4": net.VIRTIO_NET_F_GUEST_TSO4,
+    "guest_tso6": net.VIRTIO_NET_F_GUEST_TSO6,
+    "guest_ecn": net.VIRTIO_NET_F_GUEST_ECN,
     # Those of a card with a control queue.
     "ctrl_rx": net.VIRTIO_NET_F_CTRL_RX,
     "ctrl_rx_extra": net.VIRTIO_NET_F_CTRL_RX_EXTRA,
@@ -68,8 +77,11 @@ _SWITCHES = {
     "hash": net.VIRTIO_NET_F_HASH_REPORT,
     "rss": net.VIRTIO_NET_F_RSS,
 }
+_OFFLOADS = (
+    "csum", "host_tso4", "host_tso6", "host_ecn", "guest_csum", "guest_tso4", "guest_tso6", "guest_ecn",
+)  # fmt: skip
 # Off unless a user says otherwise; the other switches are on.
-_OFF = ("packed", "in_order", "notification_data", "hash", "rss")
+_OFF = ("packed", "in_order", "notification_data", "hash", "rss", *_OFFLOADS)
 _NUMBERS = ("rx_queue_size", "tx_queue_size", "queue_size", "mtu")
 _CONTROL = ("ctrl_vq", "queues", "speed", "duplex")  # the control queue and what comes with it
 _DUPLEX = {"half": net.DUPLEX_HALF, "full": net.DUPLEX_FULL, "unknown": net.DUPLEX_UNKNOWN}
@@ -170,7 +182,9 @@ class Machine:
             mac: 6 bytes; by default made from seed, name and slot, locally administered.
             options: `rx_queue_size` (256), `tx_queue_size` (128), `queue_size` (both), `mtu` (1500, or "off"),
                 `mrg_rxbuf`, `status`, `event_idx`, `indirect_desc`, `queue_reset` (on), `packed`, `in_order`,
-                `notification_data` (off), `synchronous` (off: work inside the register write); `ctrl_vq` (off), and
+                `notification_data` (off), `synchronous` (off: work inside the register write); `offload`
+                (off; all that follow: `csum`, `host_tso4`, `host_tso6`, `host_ecn`, `guest_csum`, `guest_tso4`,
+                `guest_tso6`, `guest_ecn`); `ctrl_vq` (off), and
                 with it `queues` (1; pairs of queues, up to 8; more than 1 bring the control queue along), `speed`
                 (Mbit/s), `duplex` ("half", "full", "unknown"), `ctrl_rx`, `ctrl_rx_extra`, `ctrl_vlan`,
                 `ctrl_mac_addr`, `ctrl_guest_offloads`, `guest_announce`, `notf_coal`, `vq_notf_coal`, `device_stats`
@@ -390,6 +404,9 @@ def _card_options(given: Mapping[str, Option]) -> CardOptions:
     withhold = sum(1 << _SWITCHES[name] for name in _OFF)
     sizes = {"rx_queue_size": 256, "tx_queue_size": 128}
     mtu: int | None = 1500
+    if "offload" in given:  # all of them, and each may still be said by itself
+        every = dict.fromkeys(_OFFLOADS, given["offload"])
+        given = {**every, **{name: value for name, value in given.items() if name != "offload"}}
     for name, value in given.items():
         if name in _SWITCHES:
             bit = 1 << _SWITCHES[name]
@@ -404,7 +421,7 @@ def _card_options(given: Mapping[str, Option]) -> CardOptions:
             for which in sizes if name == "queue_size" else (name,):
                 sizes[which] = size
         else:
-            known = ", ".join(sorted([*_SWITCHES, *_NUMBERS, *_CONTROL, "synchronous"]))
+            known = ", ".join(sorted([*_SWITCHES, *_NUMBERS, *_CONTROL, "offload", "synchronous"]))
             raise ValueError(f"a virtio card has no option {name!r}; it has {known}")
     return {"withhold": withhold, "mtu": mtu, "queue_sizes": (sizes["rx_queue_size"], sizes["tx_queue_size"])}
 

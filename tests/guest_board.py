@@ -32,6 +32,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
     "virtio-controlled": {"ctrl_vq": True, "hash": True},
     "virtio-queues": {"queues": 4},
     "virtio-rss": {"queues": 3, "rss": True, "hash": True, "packed": True},
+    "virtio-offload": {"offload": True},
+    "virtio-packed-offload": {"offload": True, "packed": True, "ctrl_vq": True},
     "xen-ling": {"profile": "ling"},
     "xen-full": {},
     "xen-queues": {"queues": 2},

@@ -48,7 +48,7 @@ class Bench:
         return there == size
 
 
-@pytest.fixture(params=[*CARDS, *QUEUES])
+@pytest.fixture(params=[*CARDS, *QUEUES, "virtio-offload", "virtio-packed-offload"])
 def board(request: pytest.FixtureRequest) -> Iterator[Board]:
     made = Board(request.param)
     yield made

@@ -23,7 +23,7 @@ PORT = 9
 MB = 1_000_000
 
 
-@pytest.fixture(params=[*CARDS, *QUEUES])
+@pytest.fixture(params=[*CARDS, *QUEUES, "virtio-offload", "virtio-packed-offload"])
 def board(request: pytest.FixtureRequest) -> Iterator[Board]:
     made = Board(request.param)
     yield made

@@ -36,7 +36,7 @@ def make_pair(
     rx_size, tx_size = sizes
     rx = ReceiveQueue(dma, rx_size, buffer_size(rx_size, features, mtu), counters)
     try:
-        tx = TransmitQueue(dma, tx_size, mtu, counters, lambda: doorbell(tx.ring))
+        tx = TransmitQueue(dma, tx_size, mtu, features, counters, lambda: doorbell(tx.ring))
     except DmaError:
         rx.pool.close()
         raise

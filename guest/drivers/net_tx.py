@@ -23,15 +23,20 @@ from guest.ring.ring import Ring
 from hw.abi import virtio_net as abi
 
 BUFFER_SIZE = 2048
+GSO_BUFFER_SIZE = 4096  # where a frame may have 64 KB
+GSO_FRAME_MAX = 65535 + 14
 CHAIN_MAX = 18  # buffers of one frame
 ETHERNET_HEADER = 14
 VLAN_TAG = 4
 
 Token: TypeAlias = int | list[int]  # the buffers of a frame
 
-_GSO_FEATURES = {
+GSO_KINDS = {
     abi.VIRTIO_NET_HDR_GSO_TCPV4: abi.VIRTIO_NET_F_HOST_TSO4,
     abi.VIRTIO_NET_HDR_GSO_TCPV6: abi.VIRTIO_NET_F_HOST_TSO6,
+}
+_GSO_FEATURES = {
+    **GSO_KINDS,
     abi.VIRTIO_NET_HDR_GSO_UDP: abi.VIRTIO_NET_F_HOST_UFO,
     abi.VIRTIO_NET_HDR_GSO_UDP_L4: abi.VIRTIO_NET_F_HOST_USO,
 }
@@ -45,8 +50,12 @@ class TransmitQueue:
         ring_size: buffers in it.
         mtu: bytes of the largest IP packet; buffers are so large that its frame fits into `CHAIN_MAX` of them, and into
             half the ring (the whole of a ring of one entry).
+        features: what was negotiated when the buffers were made; frames that the device segments need larger ones.
         counters: the device's.
         notify: rings the queue's doorbell.
+
+    Attributes:
+        gso_max: bytes of the largest frame that the device segments; 0 where it segments none.
 
     Raises DmaError when there is no memory.
     """
@@ -54,9 +63,16 @@ class TransmitQueue:
     ring: Ring[Token]
 
     def __init__(
-        self, dma: DmaPool, ring_size: int, mtu: int, counters: Counter[str], notify: Callable[[], None]
+        self,
+        dma: DmaPool,
+        ring_size: int,
+        mtu: int,
+        features: int,
+        counters: Counter[str],
+        notify: Callable[[], None],
     ) -> None:
-        size = BUFFER_SIZE
+        segments = any(features >> feature & 1 for feature in GSO_KINDS.values())
+        size = GSO_BUFFER_SIZE if segments else BUFFER_SIZE
         # Half the ring, so that a large frame leaves room for the ARP reply that goes with it.
         chain_max = max(1, min(CHAIN_MAX, ring_size // 2))
         while size * chain_max < mtu + ETHERNET_HEADER + VLAN_TAG + 32:
@@ -64,7 +80,8 @@ class TransmitQueue:
         self.ring_size = ring_size
         self.pool = BufferPool(dma, ring_size, size, "to-device")
         self._frame_max = mtu + ETHERNET_HEADER
-        self._need = -(-(mtu + ETHERNET_HEADER + 32) // size)  # buffers of a full frame
+        self.gso_max = min(GSO_FRAME_MAX, size * chain_max - 32) if segments else 0
+        self._need = -(-(max(self.gso_max, mtu + ETHERNET_HEADER) + 32) // size)  # buffers of a full frame
         self._counters = counters
         self._notify = notify
         self._features = 0
@@ -105,8 +122,9 @@ class TransmitQueue:
             pieces = packet.views()
             length = sum(map(len, pieces))
             if length > frame_max and (length > frame_max + VLAN_TAG or not _is_tagged(pieces)):
-                counters["tx_dropped_too_long"] += 1
-                continue
+                if length > self.gso_max or packet.offload is None or not packet.offload.gso_type:
+                    counters["tx_dropped_too_long"] += 1
+                    continue
             if length < ETHERNET_HEADER:
                 counters["tx_dropped_short"] += 1
                 continue

@@ -29,7 +29,7 @@ from guest.drivers.net_features import REQUIRED, REQUIRES, WANTED
 from guest.drivers.net_pair import Pair, make_pair
 from guest.drivers.net_rx import ReceiveQueue, entries_that_fit
 from guest.drivers.net_settings import PAIRS_WANTED, Capabilities, Settings
-from guest.drivers.net_tx import CHAIN_MAX, ETHERNET_HEADER, TransmitQueue
+from guest.drivers.net_tx import CHAIN_MAX, ETHERNET_HEADER, GSO_KINDS, TransmitQueue
 from guest.drivers.retry import Retry
 from guest.drivers.virtio_mmio import DeviceGone, MmioSlot, MmioTransport, TransportError, find_devices
 from guest.net.device import IFF_RUNNING, UNLIMITED, NetDevice
@@ -124,7 +124,6 @@ class VirtioNetDriver(NetDevice):
         self._set_mac(config.mac)
         if not self._built:
             self.mtu = config.mtu
-            self.gso_max_size = self.mtu + ETHERNET_HEADER
         elif config.mtu != self.mtu:
             # §5.1.4.1 forbids it.
             raise TransportError(f"the device's MTU was {self.mtu} and is {config.mtu} now; it may not change")
@@ -159,6 +158,8 @@ class VirtioNetDriver(NetDevice):
         for pair in self.pairs:
             if pair.rx.ring.kick_needed():
                 self._doorbell(pair.rx.ring)
+        self.gso_kinds = frozenset(kind for kind, feature in GSO_KINDS.items() if can.has(feature) and self.tx.gso_max)
+        self.gso_max_segs = 64 if self.gso_kinds else 1
         self.settings.apply(self._commands, can, self.mac if self.mac != config.mac else None)
         self._set_link(config.link_up)
         if config.announce:
@@ -232,6 +233,7 @@ class VirtioNetDriver(NetDevice):
             raise
         self.pairs = pairs
         self.rx, self.tx = pairs[0]
+        self.gso_max_size = max(self.tx.gso_max, self.mtu + ETHERNET_HEADER)
         self._sizes = (rx_size, tx_size)
         self._built = True
 
@@ -292,7 +294,6 @@ class VirtioNetDriver(NetDevice):
             self.counters["mtu_lowered"] += 1
             self._log(f"the device's MTU was {self.mtu} and is {mtu} now")
             self.mtu = mtu
-            self.gso_max_size = mtu + ETHERNET_HEADER
             for pair in self.pairs:
                 pair.tx.set_mtu(mtu)
             if self.link_changed is not None:

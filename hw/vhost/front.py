@@ -43,6 +43,7 @@ from hw.fence import has_fence
 from hw.loop import Loop
 from hw.memory import GuestMemory
 from hw.vhost.messages import BackEnd, BackEndLost
+from hw.virtio.net import OFFLOADED
 from hw.virtio.net_ctrl import Card, ControlQueue
 from hw.virtio.queue import DeviceQueue
 from hw.wire.link import WireError
@@ -58,7 +59,7 @@ THEIRS = features(
     VIRTIO_F_IN_ORDER,
     net.VIRTIO_NET_F_MRG_RXBUF,
     net.VIRTIO_NET_F_MQ,
-)
+) | OFFLOADED
 # Features that are served here, whatever the back end is.
 OURS = features(net.VIRTIO_NET_F_MAC, net.VIRTIO_NET_F_STATUS, net.VIRTIO_NET_F_MTU, net.VIRTIO_NET_F_CTRL_VQ)
 CONTROL_SIZE = 64

@@ -63,6 +63,17 @@ OFFERED = features(
     VIRTIO_F_NOTIFICATION_DATA,
     VIRTIO_F_RING_RESET,
 )
+# Checksums and segmentation left to the other side, both ways.
+OFFLOADED = features(
+    net.VIRTIO_NET_F_CSUM,
+    net.VIRTIO_NET_F_GUEST_CSUM,
+    net.VIRTIO_NET_F_GUEST_TSO4,
+    net.VIRTIO_NET_F_GUEST_TSO6,
+    net.VIRTIO_NET_F_GUEST_ECN,
+    net.VIRTIO_NET_F_HOST_TSO4,
+    net.VIRTIO_NET_F_HOST_TSO6,
+    net.VIRTIO_NET_F_HOST_ECN,
+)
 # The same of a card with a control queue.
 CONTROLLED = features(
     net.VIRTIO_NET_F_CTRL_VQ,
@@ -115,7 +126,7 @@ class VirtioNet(Card, Receiver):
         duplex: int = net.DUPLEX_UNKNOWN,
         withhold: int = 0,
     ) -> None:
-        offered = OFFERED
+        offered = OFFERED | OFFLOADED
         if control:
             offered |= CONTROLLED | (STEERED if pairs > 1 else 0)
         elif pairs > 1:
@@ -231,6 +242,7 @@ class VirtioNet(Card, Receiver):
         for side in self.receivers:
             most = FRAME_MAX if offloads & TO_DRIVER.segmentation else side.terms.frame_max
             side.terms = replace(side.terms, offloads=offloads, receive_max=most, receive_flags=flags)
+        self.link.take_offloads(offloads)
 
     def reset(self) -> None:
         """Forget the driver and every buffer of its."""

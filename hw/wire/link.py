@@ -125,6 +125,9 @@ class Link:
         """
         raise NotImplementedError
 
+    def take_offloads(self, features: int) -> None:
+        """What the receiver takes unfinished: VIRTIO_NET_F_GUEST_* as a mask. A link may make use of that or not."""
+
     def pause(self) -> None:
         """Do not call `pull` until `resume`; the receiver has no room."""
 

@@ -14,9 +14,11 @@ import errno
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from functools import partial
 
 from hw.abi import if_tun
+from hw.abi import virtio_net as net
 from hw.abi.virtio_net import ZERO_HEADER
 from hw.loop import Loop
 from hw.wire.descriptor import DescriptorLink, alternatives
@@ -26,6 +28,13 @@ _DEVICE = "/dev/net/tun"
 # struct ifreq: char ifr_name[16]; short ifr_flags; the rest of its union
 _IFREQ = struct.Struct("=16sH22x")
 _NAME_MAX = 15  # IFNAMSIZ without the final zero byte
+
+_OFFLOADS = {
+    net.VIRTIO_NET_F_GUEST_CSUM: if_tun.TUN_F_CSUM,
+    net.VIRTIO_NET_F_GUEST_TSO4: if_tun.TUN_F_TSO4,
+    net.VIRTIO_NET_F_GUEST_TSO6: if_tun.TUN_F_TSO6,
+    net.VIRTIO_NET_F_GUEST_ECN: if_tun.TUN_F_TSO_ECN,
+}
 
 
 class TapLink(DescriptorLink):
@@ -69,6 +78,16 @@ class TapLink(DescriptorLink):
         self.name = f"{kind}:{self.interface}"
         self.header_size = len(ZERO_HEADER) if vnet_hdr else 0
         self._start(fd, partial(os.writev, fd))
+
+    def take_offloads(self, features: int) -> None:
+        """Have the kernel leave checksums and segments to the receiver, as far as that takes them."""
+        if not self.header_size or self._fd < 0:
+            return
+        flags = sum(flag for bit, flag in _OFFLOADS.items() if features >> bit & 1)
+        if not flags & (if_tun.TUN_F_TSO4 | if_tun.TUN_F_TSO6):
+            flags &= if_tun.TUN_F_CSUM
+        with suppress(OSError):  # the interface is gone, which whoever reads it next is told
+            fcntl.ioctl(self._fd, if_tun.TUNSETOFFLOAD, flags)
 
     def read_into(self, views: Views) -> int:
         """The next frame, read straight into `views`; see `Link.read_into`."""

@@ -41,6 +41,10 @@ class Wrapper(Link, Receiver):
         """The inner link's next frame."""
         return self.inner.read_into(views)
 
+    def take_offloads(self, features: int) -> None:
+        """What the receiver takes unfinished."""
+        self.inner.take_offloads(features)
+
     def pause(self) -> None:
         """The receiver has no room."""
         self.inner.pause()

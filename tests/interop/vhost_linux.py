@@ -24,6 +24,7 @@ import pytest
 
 from hw.abi import virtio as abi
 from hw.abi import virtio_net as net
+from hw.virtio.net import OFFLOADED
 from tests.requirements import require, require_program
 from tests.witness.linux_guest import guest_files, said
 
@@ -256,6 +257,22 @@ def test_linux_gets_a_lease_pings_and_moves_files_both_ways(
     assert words["fragmented"].startswith("5 packets transmitted, 5 packets received")
     check_files(words, web, 1)
     assert (status, device.said.count("the front end left")) == (0, 1)
+
+
+@pytest.mark.parametrize("ring", ["split-all", "packed-all"])
+def test_linux_leaves_checksums_and_segments_to_the_card(
+    tmp_path: Path, linux: tuple[Path, Path], web: Web, ring: str
+) -> None:
+    card, expected = RINGS[ring]
+    device = Device(tmp_path, "--card", "offload=on")
+    try:
+        words = Boot(linux, tmp_path, device.path, card, web.port).end()
+    finally:
+        device.end()
+
+    assert int(words["features"][::-1], 2) & (ALL | OFFLOADED) == expected | OFFLOADED
+    assert words["pings"].startswith("200 packets transmitted, 200 packets received")
+    check_files(words, web, 1)
 
 
 @pytest.mark.parametrize("ring", ["split-all", "packed-all"])
