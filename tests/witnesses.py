@@ -163,7 +163,7 @@ ROWS = (
         "`vring device` with a user wire",
         (
             "split and packed rings, each plain and with mergeable buffers, indirect descriptors and event index; two "
-            "pairs of queues"
+            "pairs of queues; checksum and segmentation offload"
         ),
         (
             "a lease by DHCP, 200 pings, packets of 20,000 bytes, 20 MiB by wget each way with equal SHA-256; the "
