@@ -18,7 +18,7 @@ def test_the_table_has_a_line_for_each_row() -> None:
     assert len(TABLE) == len(ROWS), "python docs/make_interop.py writes it anew"
 
 
-@pytest.mark.parametrize(("row", "line"), zip(ROWS, TABLE, strict=False), ids=lambda each: "")
+@pytest.mark.parametrize(("row", "line"), list(zip(ROWS, TABLE, strict=False)), ids=lambda _: "")
 def test_each_line_says_what_its_row_says_and_that_its_tests_passed(row: Row, line: str) -> None:
     counterpart, versions, side, features, shown, files, result = line.strip("| ").split(" | ")
     assert (counterpart, side, features, shown) == cells(row), "python docs/make_interop.py writes it anew"
