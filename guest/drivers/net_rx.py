@@ -24,6 +24,7 @@ from guest.ring.ring import Ring
 from hw.abi import virtio_net as abi
 
 RX_BUFFER = 2048  # bytes of a buffer, at least
+RX_GSO_BUFFER = 8192  # the same where frames may have 64 KB
 RX_POOL_MAX = 8 << 20  # bytes; with buffers so large that a pool would be larger, fewer are posted
 
 _KNOWN_FLAGS = abi.VIRTIO_NET_HDR_F_NEEDS_CSUM | abi.VIRTIO_NET_HDR_F_DATA_VALID
@@ -54,7 +55,8 @@ def buffer_size(entries: int, features: int, mtu: int) -> int:
     need = abi.header_length(features) + ETHERNET_HEADER + VLAN_TAG + mtu
     if features >> abi.VIRTIO_NET_F_MRG_RXBUF & 1:
         need = -(-need // entries)
-    return max(RX_BUFFER, -(-need // 64) * 64)
+    least = RX_GSO_BUFFER if accepted_gso_types(features) else RX_BUFFER
+    return max(least, -(-need // 64) * 64)
 
 
 def entries_that_fit(wanted: int, features: int, mtu: int) -> int:

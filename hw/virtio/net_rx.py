@@ -257,27 +257,43 @@ class Receiving(Side):
             return
         before = self.stats["packets"]
         try:
-            for _ in range(PULL_BUDGET):
-                chains = self._gather(queue, self.terms.header_length + self.terms.receive_max)
-                if not chains:
-                    self._link.pause()
-                    self.wait()
-                    break
-                if not self._pull_one(queue, chains):
-                    break
+            self._pull(queue)
         except QueueError as error:
             self.fail(error)
             return
         self.publish(queue, self.stats["packets"] - before)
 
-    def _pull_one(self, queue: DeviceQueue, chains: list[Chain]) -> bool:
-        """Read one frame into `chains`; False when the link has none. Chains that were not filled stay posted."""
-        link, header_length = self._link, self.terms.header_length
+    def _pull(self, queue: DeviceQueue) -> None:
+        """Read into a window of posted chains that moves on with each frame. Raises QueueError."""
+        terms, link = self.terms, self._link
+        need, mergeable = terms.header_length + terms.receive_max, terms.mergeable
+        chains: list[Chain] = []
         views: list[memoryview] = []
         room = 0
-        for chain in chains:
-            views += chain.writable
-            room += chain.writable_length
+        for _ in range(PULL_BUDGET):
+            while room < need and (mergeable or not chains):
+                chain = self._take(queue)
+                if chain is None:
+                    break
+                chains.append(chain)
+                views += chain.writable
+                room += chain.writable_length
+            if not chains:
+                link.pause()
+                self.wait()
+                break
+            filled = self._pull_one(queue, chains, views, room)
+            if filled < 0:
+                break
+            for chain in chains[:filled]:
+                del views[: len(chain.writable)]
+                room -= chain.writable_length
+            del chains[:filled]
+        self._posted.extendleft(reversed(chains))
+
+    def _pull_one(self, queue: DeviceQueue, chains: list[Chain], views: list[memoryview], room: int) -> int:
+        """Read one frame into `views`, `room` bytes of `chains`; how many chains it took, -1 where there is none."""
+        link, header_length = self._link, self.terms.header_length
         direct = link.header_size == header_length  # then the wire's header is read into its place, too
         target: Views = [*views] if direct else split_header(views, header_length)[1]
         if link.header_size and not direct:
@@ -285,8 +301,7 @@ class Receiving(Side):
         target.append(self._overflow)
         length = link.read_into(target)
         if length == 0:
-            self._posted.extendleft(reversed(chains))
-            return False
+            return -1
         written = length - link.header_size + header_length
         header = None if not link.header_size else gather(views if direct else [self._wire_header], HEADER_SIZE)
         why = "no_room" if written > room else self._refuses_frame(header, written - header_length)
@@ -295,13 +310,11 @@ class Receiving(Side):
         if why:
             self.drop(why)
             self.stats["overruns"] += why == "no_room"
-            self._posted.extendleft(reversed(chains))
-            return True
+            return 0
         filled, covered = 0, 0
         while covered < written:
             covered += chains[filled].writable_length
             filled += 1
-        self._posted.extendleft(reversed(chains[filled:]))
         scatter([self._header(header, filled, written - header_length)], views)
         self._complete(queue, chains[:filled], written)
-        return True
+        return filled
