@@ -1,4 +1,4 @@
-"""TCP over a TAP at an MTU of 1500, without offload: the whole guest, beside a loop that does the least that TCP asks.
+"""TCP over a TAP at an MTU of 1500: the whole guest, beside a loop that does the least that TCP asks.
 
 The peer is a program on the kernel's sockets, the same for both. Bulk in either direction, request-response of one
 byte, and connections that are opened, used for one byte and closed. Needs root and iproute2, as bench/tap_ping.py,
@@ -36,12 +36,14 @@ KINDS: dict[str, tuple[str, str]] = {
     "rr": ("TCP request-response, 1 byte", "transactions/s"),
     "connect": ("TCP open, one byte, close", "connections/s"),
 }
+CARDS = {"plain": ("virtio", "tap:t0"), "offload": ("virtio:offload=on", "tap:t0,vnet_hdr=on")}
+OFFLOADED = ("in", "out")  # measured over either card
 WORK = {"in": 60_000_000, "out": 60_000_000, "rr": 5000, "connect": 500}
 
 
 def measure(rounds: int, scale: float) -> list[Figure]:
     """One figure a kind; more is better."""
-    ours_words = [sys.executable, "-u", "-m", "bench.tcp", "guest"]
+    ours_words = [sys.executable, "-u", "-m", "bench.tcp", "guest", "plain"]
     bare_words = [sys.executable, "-u", "-m", "bench.tcp", "serve"]
     figures = []
     with namespace() as inside:
@@ -58,6 +60,13 @@ def measure(rounds: int, scale: float) -> list[Figure]:
             figure = Figure(name, unit, bare, note=f"{amount / 1e6:g} MB" if unit == "MB/s" else f"{amount} of them")
             ours = partial(one, ours_words)
             figures.append(compare(figure, ours, partial(one, bare_words), rounds))
+            if kind in OFFLOADED:
+                note = f"{4 * amount / 1e6:g} MB"
+                figure = Figure(f"{name.removesuffix(', MTU 1500')}, with offload", unit, f"{bare}, without", note=note)
+                words = [*ours_words[:-1], "offload"]
+                figures.append(
+                    compare(figure, partial(one, words, amount=4 * amount), partial(one, bare_words), rounds)
+                )
             if not pytcp.missing():
                 # Slow enough to be given a tenth of the work.
                 words = [sys.executable, "-u", "-m", "bench.pytcp"]
@@ -129,7 +138,7 @@ def _connect(amount: int) -> float:
 # -- the guest ---------------------------------------------------------------------------------------------------
 
 
-def guest(profile: str | None = None) -> None:
+def guest(card: str, profile: str | None = None) -> None:
     """Boot a guest on t0 that serves all three ports, until SIGTERM; `profile` is where cProfile's figures go."""
     import cProfile  # noqa: PLC0415
 
@@ -173,7 +182,7 @@ def guest(profile: str | None = None) -> None:
             env.calls.send(fd, block)
 
     words = f"-ipaddr {GUEST} -netmask 255.255.255.0 -gateway {HOST}"
-    rig = Rig(Board.of_words(("virtio",), ("tap:t0",), words))
+    rig = Rig(Board.of_words((CARDS[card][0],), (CARDS[card][1],), words))
     stopped = False
 
     def stop(*_: object) -> None:
@@ -215,7 +224,7 @@ PARTS = (
 )
 
 
-def where(kind: str, amount: int) -> None:
+def where(kind: str, amount: int, card: str = "plain") -> None:
     """Profile the guest while it does `amount` of `kind`; print the share of each part, and its calls for each segment
     of 1448 bytes, transaction or connection.
     """
@@ -223,7 +232,7 @@ def where(kind: str, amount: int) -> None:
     import tempfile  # noqa: PLC0415
 
     with tempfile.NamedTemporaryFile(suffix=".prof") as file, namespace() as inside:
-        with running([*inside, sys.executable, "-u", "-m", "bench.tcp", "guest", file.name], "ready"):
+        with running([*inside, sys.executable, "-u", "-m", "bench.tcp", "guest", card, file.name], "ready"):
             words = [*inside, sys.executable, "-m", "bench.tcp", "ask", kind, str(amount)]
             done = subprocess.run(words, check=True, capture_output=True, text=True)
         stats: dict[tuple[str, int, str], tuple[int, int, float, float, object]]
@@ -265,13 +274,15 @@ def serve() -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["guest", *rest]:
-            guest(*rest)
-        case ["where", kind, amount]:
-            where(kind, int(amount))
+        case ["guest", card, *rest]:
+            guest(card, *rest)
+        case ["where", kind, amount, *rest]:
+            where(kind, int(amount), *rest)
         case ["serve"]:
             serve()
         case ["ask", kind, amount]:
             print(ask(kind, int(amount)))
         case _:
-            raise SystemExit("python -m bench.tcp guest [PROFILE] | serve | ask KIND AMOUNT | where KIND AMOUNT")
+            raise SystemExit(
+                "python -m bench.tcp guest CARD [PROFILE] | serve | ask KIND AMOUNT | where KIND AMOUNT [CARD]"
+            )

@@ -225,9 +225,12 @@ def test_d13_a_restricted_guest_is_given_an_address_and_no_way_out() -> None:
             sockets.create_connection(("10.0.2.2", 80), PATIENCE)
 
 
-def test_d13_a_wire_with_a_large_mtu_carries_large_packets() -> None:
+@pytest.mark.parametrize(
+    ("nic", "wire"), [("virtio:mtu=65520", "user:mtu=65520"), ("virtio:offload=on", "user")], ids=["mtu", "offload"]
+)
+def test_d13_a_wire_with_a_large_mtu_or_offload_carries_large_packets(nic: str, wire: str) -> None:
     data = random.Random(5).randbytes(1_000_000)
-    with vring.boot(nic="virtio:mtu=65520", wire="user:mtu=65520", cmdline="-dhcp") as session:
+    with vring.boot(nic=nic, wire=wire, cmdline="-dhcp") as session:
         assert has(session, "10.0.2.15"), session.console
         sockets: Any = session.guest.socket
         with socket.create_server(("127.0.0.1", 0)) as server:

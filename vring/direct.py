@@ -40,7 +40,7 @@ from guest.net.gso import Cutter
 from guest.net.interface import Interface
 from guest.net.pbuf import Offload, PacketBuffer
 from guest.net.stack import Stack
-from hw.abi.virtio_net import NET_HEADER, ZERO_HEADER
+from hw.abi.virtio_net import NET_HEADER, VIRTIO_NET_F_GUEST_TSO4, ZERO_HEADER
 from hw.loop import Loop
 from hw.wire.link import FRAME_MAX, Frame, Link, Receiver, frame_length
 
@@ -61,7 +61,8 @@ class DirectInterface(NetDevice, Receiver):
         mac: 6 bytes; None where the link carries IP packets without Ethernet headers (a TUN).
         mtu: bytes of the largest IP packet.
         large: the wire takes TCP packets of up to 64 KB with the header that says how they are to be cut. Without it
-            they are cut here: either way TCP and IP do their work once for all that they send at a time.
+            they are cut here, until the other end says that it takes them: either way TCP and IP do their work once for
+            all that they send at a time.
 
     Attributes:
         interface: the stack's side.
@@ -87,7 +88,7 @@ class DirectInterface(NetDevice, Receiver):
         self.interface.queue = self
         self._bare = mac is None
         self.interface.gso_max_size = LARGE
-        self._large = large
+        self._large = self._always_large = large
         self._cutter = Cutter()
         self._scratch = bytearray(link.header_size + FRAME_MAX if link.header_size else 0)
         self.receiver = self.interface.input
@@ -97,6 +98,10 @@ class DirectInterface(NetDevice, Receiver):
             stack.remove_interface(self.interface)
             raise
         self.carrier_changed()
+
+    def peer_takes(self, features: int) -> None:
+        """The card at the other end takes large packets of IPv4, or does no longer."""
+        self._large = self._always_large or bool(features >> VIRTIO_NET_F_GUEST_TSO4 & 1)
 
     # -- from the wire -------------------------------------------------------------------------------------------
 

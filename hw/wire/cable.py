@@ -200,6 +200,11 @@ class CableEnd(MemoryLink):
         super().detach()
         self._peer.set_carrier(False)
 
+    def take_offloads(self, features: int) -> None:
+        """Tell whoever is at the other end."""
+        if self._peer.receiver is not None:
+            self._peer.receiver.peer_takes(features)
+
 
 def cable(
     loop: Loop,

@@ -66,6 +66,9 @@ class Receiver:
     def carrier_changed(self) -> None:
         """The link's `carrier` is not what it was."""
 
+    def peer_takes(self, features: int) -> None:
+        """What the other end takes unfinished, a mask of VIRTIO_NET_F_GUEST_*; nothing until it says so."""
+
     def pull(self, link: Link) -> None:
         """Read frames from a link with a descriptor. The default reads into a buffer of its own and calls `receive`."""
         scratch = memoryview(bytearray(link.header_size + FRAME_MAX))

@@ -75,6 +75,11 @@ class Wrapper(Link, Receiver):
         """The inner link's carrier came or went."""
         self.set_carrier(self.inner.carrier)
 
+    def peer_takes(self, features: int) -> None:
+        """What the other end takes unfinished."""
+        if self.receiver is not None:
+            self.receiver.peer_takes(features)
+
     def pull(self, link: Link) -> None:
         """The inner link has something to read: the receiver reads it through this one."""
         if self.receiver is not None:
