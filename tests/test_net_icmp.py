@@ -99,6 +99,11 @@ def test_a_reply_of_zeros_does_not_have_a_checksum_of_zero(host: Host) -> None:
     assert checked(host.parsed()[0])[ICMP].chksum == 0xFFFF
 
 
+def test_a_reply_whose_words_sum_up_to_all_ones_has_a_checksum_of_zero(host: Host) -> None:
+    host.receive(echo_request(bytes(8), ident=0xFFFF, seq=0))
+    assert checked(host.parsed()[0])[ICMP].chksum == 0
+
+
 @pytest.mark.parametrize("length", [0, 1, 7])
 def test_h55_messages_shorter_than_8_bytes_are_dropped(host: Host, length: int) -> None:
     host.receive(to_us(Raw(bytes(ICMP(type=8))[:length]), proto=1))

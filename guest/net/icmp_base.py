@@ -173,8 +173,9 @@ class IcmpLayer(Layer, ABC):
         at = reply.data
         reply.put(HEADER_SIZE)[:] = packet.area[packet.data : packet.data + HEADER_SIZE]
         reply.area[at : at + 2] = bytes((self.echo_reply, 0))
-        # In a message of zeros the checksum must not be zero as well; 0xFFFF is right wherever 0 is.
-        check = update(check, self.echo_request << 8 | code, self.echo_reply << 8) or 0xFFFF
+        check = update(check, self.echo_request << 8 | code, self.echo_reply << 8)
+        if not (check or self.echo_reply or any(packet.tobytes()[4:])):
+            check = 0xFFFF  # in a message of zeros the checksum must not be zero as well
         reply.area[at + 2 : at + 4] = check.to_bytes(2, "big")
         packet.pull(HEADER_SIZE)
         if small:
