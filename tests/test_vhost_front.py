@@ -153,6 +153,18 @@ def test_several_pairs_are_handed_over_and_enabled_as_the_driver_says(loop: Loop
     assert names(heard).count("SET_VRING_KICK") == 6, "the control queue stays here"
 
 
+def test_h30_a_back_end_that_leaves_while_pairs_are_enabled_is_only_lost(loop: Loop, tmp_path: Path) -> None:
+    offers = FEATURES | 1 << net.VIRTIO_NET_F_MQ
+    with ScriptedBackEnd(tmp_path / "s", offers=offers, protocol=MQ, pairs=4) as back:
+        side = Side(loop, tmp_path / "s", queues=3)
+        settings = side.guest.devices[0].settings
+        side.wait(lambda: settings.pairs == 3, "three pairs")
+        back._lies[abi.VHOST_USER_SET_VRING_ENABLE] = lambda _answer: None
+        settings.set_pairs(1)
+        side.wait(lambda: side.card.counters["back_end_lost"] == 1, "the loss")
+        side.close()
+
+
 @pytest.mark.parametrize(("offers", "pairs"), [(FEATURES | 1 << net.VIRTIO_NET_F_MQ, 2), (FEATURES, 8)])
 def test_a_back_end_with_too_few_pairs_is_refused(loop: Loop, tmp_path: Path, offers: int, pairs: int) -> None:
     with (

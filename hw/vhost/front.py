@@ -26,7 +26,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from hw.abi import virtio_net as net
@@ -190,8 +189,11 @@ class VhostUserNet(Card):
     def use_pairs(self, pairs: int) -> None:
         """Have the back end serve the first `pairs` and no other (virtio 1.4 §5.1.9.5.6)."""
         self._in_use = pairs
+        self._guarded(self._enable_vrings)
+
+    def _enable_vrings(self) -> None:
         for index in self._vrings:
-            self._guarded(partial(self._back.enable_vring, index, index < 2 * pairs))
+            self._back.enable_vring(index, index < 2 * self._in_use)
 
     def _start_vring(self, index: int, queue: DeviceQueue) -> None:
         vring = self._vrings[index] = _Vring()
